@@ -1,0 +1,9 @@
+"""``python -m mploader``: the ``mploader`` command."""
+
+from __future__ import annotations
+
+import sys
+
+from mploader.cli import main
+
+sys.exit(main())

@@ -1,0 +1,53 @@
+"""Checks of arguments that several entry points share: each says what it got and what it wants."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from mploader.errors import ArgumentError
+
+
+def whole_number(name: str, value: Any, low: int) -> int:
+    """Returns a whole number as an int, NumPy's integers included.
+
+    Raises:
+        ArgumentError: it is something else (True and 4.0 are), or less than ``low``.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = low - 1
+    if isinstance(value, bool) or number < low:
+        raise ArgumentError(f"{name}={value!r}: wants a whole number of at least {low}")
+    return number
+
+
+def seconds(name: str, value: Any) -> float:
+    """Returns a positive, finite number of seconds.
+
+    Raises:
+        ArgumentError: it is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ArgumentError(f"{name}={value!r}: wants a positive number of seconds")
+    return float(value)
+
+
+def takes_rng(transform: Callable[..., Any]) -> bool:
+    """Whether a callable takes ``(sample, rng)`` rather than ``(sample)``.
+
+    It does if it has a second positional parameter that has no default or is called ``rng``.
+    """
+    try:
+        parameters = list(inspect.signature(transform).parameters.values())
+    except (TypeError, ValueError):  # a built-in without a signature
+        return False
+    positional = [
+        parameter for parameter in parameters
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]  # fmt: skip
+    return len(positional) >= 2 and (positional[1].default is inspect.Parameter.empty or positional[1].name == "rng")

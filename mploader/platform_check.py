@@ -1,0 +1,22 @@
+"""One clear error where mploader cannot work, at import and not at first use."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+
+
+def require_linux() -> None:
+    """Checks the system.
+
+    Raises:
+        ImportError: this is not Linux 5.4 or later.
+    """
+    missing = [name for name in ("memfd_create", "pidfd_open", "eventfd", "posix_fallocate") if not hasattr(os, name)]
+    release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2] if part.isdigit())
+    if not sys.platform.startswith("linux") or missing or release < (5, 4):
+        raise ImportError(
+            f"mploader needs Linux 5.4 or later (memfd, pidfd, eventfd), and this is {platform.system()} "
+            f"{platform.release()}. On macOS or Windows, run it in a Linux container or in WSL 2"
+        )
