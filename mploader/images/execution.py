@@ -1,0 +1,95 @@
+"""Executes a view: from encoded bytes or an array to the pixels that were asked for, by the cheapest way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from mploader.errors import SampleError
+from mploader.images import formats, geometry, jpeg, pillow
+from mploader.images.geometry import Pixels, View
+from mploader.images.resize import resize
+
+Encoded = bytes | bytearray | memoryview
+Image = Encoded | Pixels
+Framing = Callable[[int, int], View]
+"""(height, width) of an image as it is shown, to the view of it that is wanted."""
+
+
+def render(
+    image: Image, framing: Framing, *, max_pixels: int, apply_exif_orientation: bool, out: Pixels | None
+) -> Pixels:
+    """Returns the view of an image that ``framing`` chooses when it hears the size of the image.
+
+    ``framing`` is called once, before any pixel is decoded, so that a JPEG is decoded no further than the
+    view needs.
+
+    Returns:
+        uint8 (view.height, view.width, 3), C-contiguous; ``out`` where it is given.
+
+    Raises:
+        SampleError: the image cannot be read.
+    """
+    if isinstance(image, np.ndarray):
+        return _render_pixels(_as_rgb(image), framing, out)
+    if not isinstance(image, (bytes, bytearray, memoryview)):
+        raise SampleError(
+            f"an image is encoded bytes or a uint8 array, not {type(image).__name__};"
+            " apply_to(key, transform) picks the component of a sample that holds it"
+        )
+    data = bytes(image)
+    kind = formats.guess(data)
+    if kind == "JPEG":
+        header = formats.read_jpeg_header(data)
+        if not 0 < header.height * header.width <= max_pixels:
+            what = f"{header}, {len(data):,} bytes"
+            raise formats.pixel_error(header.height, header.width, max_pixels, what)
+        if header.precision != 8:
+            raise SampleError(
+                f"{header}, {len(data):,} bytes: only 8 bits a component are read; convert the file"
+            )
+        if jpeg.is_supported(header):
+            turn = geometry.ORIENTATIONS[header.orientation if apply_exif_orientation else 1]
+            return _render_jpeg(data, header, framing, turn, out)
+    if kind not in formats.PILLOW_PLUGINS:
+        raise SampleError(
+            f"{len(data):,} bytes are no image that mploader reads: {kind}."
+            f" It reads {', '.join(formats.PILLOW_PLUGINS)}"
+        )
+    pixels = pillow.decode(data, kind, max_pixels=max_pixels, apply_exif_orientation=apply_exif_orientation)
+    return _render_pixels(pixels, framing, out)
+
+
+def _render_jpeg(
+    data: bytes, header: formats.JpegHeader, framing: Framing, turn: geometry.Turn, out: Pixels | None
+) -> Pixels:
+    height, width = header.height, header.width
+    if turn is geometry.ORIENTATIONS[1]:
+        view = framing(height, width)
+        return resize(
+            jpeg.decode_box(data, header, view.box, view.height, view.width), view.height, view.width, out
+        )
+    shown_height, shown_width = (width, height) if turn.transpose else (height, width)
+    view = turn.stored(framing(shown_height, shown_width), shown_height, shown_width)
+    stored = resize(jpeg.decode_box(data, header, view.box, view.height, view.width), view.height, view.width)
+    shown = turn.show(stored)
+    return resize(shown, shown.shape[0], shown.shape[1], out)
+
+
+def _render_pixels(pixels: Pixels, framing: Framing, out: Pixels | None) -> Pixels:
+    view = framing(*pixels.shape[:2])
+    return resize(view.box.of(pixels), view.height, view.width, out)
+
+
+def _as_rgb(pixels: Pixels) -> Pixels:
+    """Returns an image array as (height, width, 3), grayscale repeated into the three channels."""
+    if pixels.dtype != np.uint8:
+        raise SampleError(
+            f"an image array must be uint8, not {pixels.dtype}: crop and resize before normalising"
+        )
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
+        raise SampleError(f"an image array must be (H, W, 3), (H, W, 1) or (H, W), not {pixels.shape}")
+    return np.broadcast_to(pixels, (*pixels.shape[:2], 3)) if pixels.shape[2] == 1 else pixels

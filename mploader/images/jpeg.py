@@ -1,0 +1,74 @@
+"""JPEG through libjpeg-turbo: the smallest scale that serves, and errors that say what is wrong."""
+
+from __future__ import annotations
+
+import simplejpeg
+
+from mploader.errors import SampleError
+from mploader.images.formats import JpegHeader
+from mploader.images.geometry import Box, Pixels
+
+_HARMLESS = (
+    "extraneous bytes before marker",
+    "unknown JFIF revision",
+    "Unknown Adobe color transform",
+    "bad ICC marker",
+)
+"""Warnings of libjpeg after which the pixels are whole. All others mean that a part of the picture is made
+up."""
+
+
+def is_supported(header: JpegHeader) -> bool:
+    """Whether this module decodes such a JPEG; what it does not (CMYK, YCCK) is left to Pillow."""
+    return header.components in (1, 3)
+
+
+def is_harmless(error: ValueError) -> bool:
+    """Whether what libjpeg-turbo complains of leaves the pixels whole."""
+    return any(warning in str(error) for warning in _HARMLESS)
+
+
+def decode_box(data: bytes, header: JpegHeader, box: Box, height: int, width: int) -> Pixels:
+    """Decodes a box of a JPEG at the smallest scale that still serves a resize to height x width.
+
+    Args:
+        data: the whole file.
+        header: its frame header.
+        box: the rectangle that is wanted, in stored pixels.
+        height, width: the size that the box will be resized to.
+
+    Returns:
+        The box as uint8 RGB, scaled by 1/8, 2/8, 4/8 or 1. Its edges lie at the nearest pixel of that scale.
+
+    Raises:
+        SampleError: libjpeg-turbo cannot decode the data, or not all of them.
+    """
+    eighths = 8 if header.is_lossless else box.scale_for(height, width)
+    return box.scaled(eighths, header.height, header.width).of(_decode(data, header, eighths))
+
+
+def _decode(data: bytes, header: JpegHeader, eighths: int) -> Pixels:
+    try:
+        return _call_simplejpeg(data, header, eighths, strict=True)
+    except ValueError as error:
+        if not is_harmless(error):
+            raise SampleError(_told(data, header, error)) from error
+    try:
+        return _call_simplejpeg(data, header, eighths, strict=False)
+    except ValueError as error:
+        raise SampleError(_told(data, header, error)) from error
+
+
+def _call_simplejpeg(data: bytes, header: JpegHeader, eighths: int, *, strict: bool) -> Pixels:
+    pixels: Pixels = simplejpeg.decode_jpeg(
+        data,
+        min_height=-(-header.height * eighths // 8),
+        min_width=-(-header.width * eighths // 8),
+        min_factor=8 / eighths,
+        strict=strict,
+    )
+    return pixels
+
+
+def _told(data: bytes, header: JpegHeader, error: ValueError) -> str:
+    return f"{header}, {len(data):,} bytes: libjpeg-turbo says {str(error).strip()!r}"

@@ -1,0 +1,32 @@
+"""Where samples come from: image folders, TFRecord shards, tar shards, or any sequence.
+
+======================  =============================================================================
+`base`                  `Source`, the protocol; names packed in arrays
+`files`                 the only code that opens data files
+`remote`                files behind URLs, through fsspec
+`patterns`              from globs to files
+`image_folder`          a class per sub-folder
+`shard_table`, `index`  where the samples of a shard start, kept beside the shards
+`shards`                what sources of shards share
+`tfrecord`, `example`   TFRecord framing; `tf.train.Example`
+`tfrecord_write`        the writer, for tests, `mploader synth` and conversions
+`tar`, `tar_format`     the layout of WebDataset; members of an archive
+`algebra`               sources made of others: one behind the other, a part, with changed samples
+`mix`                   several in fixed proportions
+`recognise`             from a path to the source that reads it
+======================  =============================================================================
+"""
+
+from __future__ import annotations
+
+from mploader.sources.algebra import Concat, Map, Subset
+from mploader.sources.base import Source
+from mploader.sources.image_folder import ImageFolder
+from mploader.sources.mix import Mix
+from mploader.sources.recognise import open_source
+from mploader.sources.tar import TarShards
+from mploader.sources.tfrecord import TFRecordShards
+
+__all__ = [
+    "Concat", "ImageFolder", "Map", "Mix", "Source", "Subset", "TFRecordShards", "TarShards", "open_source",
+]  # fmt: skip

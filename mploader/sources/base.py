@@ -1,0 +1,114 @@
+"""What a source is, and the small things that every source of this package shares."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, overload, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+Int64Array = npt.NDArray[np.int64]
+PathLike = str | os.PathLike[str]
+Pattern = PathLike | Sequence[PathLike]
+
+
+@dataclass(frozen=True)
+class FileState:
+    """By which a changed file is recognised."""
+
+    size: int  # bytes
+    mtime_ns: int  # of a remote file: a hash of its version
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Samples by number. Any sequence is one; nothing has to derive from this class.
+
+    A source is made once in the trainer and pickled to each worker, so its state is small, or sits in NumPy
+    arrays, which travel by shared memory. `__getitem__` may be called from several threads.
+
+    Two more methods are used where an object has them: ``describe(index) -> str`` says where a sample comes
+    from (file and byte) for messages, and ``fingerprint() -> str`` is a short hexadecimal text that changes
+    when the data changes, by which a resume on other data is refused.
+    """
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Any:
+        """The sample with this number; IndexError outside of ``-len(self) <= index < len(self)``."""
+        ...
+
+
+def checked_index(index: int, length: int) -> int:
+    """`index` counted from the front, as a sequence of `length` samples reads it; IndexError outside."""
+    position = operator.index(index)
+    if position < 0:
+        position += length
+    if not 0 <= position < length:
+        raise IndexError(f"sample {operator.index(index)} of a source of {length} samples")
+    return position
+
+
+class PackedStrings(Sequence[str]):
+    """File names as an array of bytes and one of offsets: a million files are no million objects."""
+
+    __slots__ = ("_bytes", "_offsets")
+
+    def __init__(self, blob: npt.NDArray[np.uint8], offsets: Int64Array):
+        self._bytes = blob
+        self._offsets = offsets
+
+    @classmethod
+    def of(cls, strings: Iterable[str]) -> PackedStrings:
+        """Packs `strings`, which may be any file names, undecodable ones included."""
+        encoded = [os.fsencode(string) for string in strings]
+        offsets = np.zeros(len(encoded) + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=offsets[1:])
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), offsets)
+
+    @property
+    def blob(self) -> npt.NDArray[np.uint8]:
+        """All names without anything between them, uint8."""
+        return self._bytes
+
+    @property
+    def offsets(self) -> Int64Array:
+        """Where each name starts in `blob`, and one more: its length. int64, shape (len + 1,)."""
+        return self._offsets
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    @overload
+    def __getitem__(self, index: int, /) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice, /) -> list[str]: ...
+
+    def __getitem__(self, index: int | slice, /) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = checked_index(index, len(self))
+        return os.fsdecode(self._bytes[self._offsets[position] : self._offsets[position + 1]].tobytes())
+
+    def __iter__(self) -> Iterator[str]:
+        blob, offsets = self._bytes.tobytes(), self._offsets.tolist()
+        for start, end in itertools.pairwise(offsets):
+            yield os.fsdecode(blob[start:end])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PackedStrings):
+            return NotImplemented
+        return np.array_equal(self._offsets, other._offsets) and np.array_equal(self._bytes, other._bytes)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<PackedStrings of {len(self)} names>"
