@@ -1,0 +1,35 @@
+"""How much processor time this process has got, and how long it has queued for a processor."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import NamedTuple
+
+
+class CpuTimes(NamedTuple):
+    """Totals since the process started, in nanoseconds. A tuple, as two are made for each batch.
+
+    Attributes:
+        used_ns: of all threads.
+        queued_ns: the main thread was ready to run and others had the processors; 0 where the kernel does not tell.
+    """
+
+    used_ns: int
+    queued_ns: int
+
+
+class CpuClock:
+    """Reads the times of this process, in about 2 us."""
+
+    def __init__(self) -> None:
+        try:
+            # Described in the kernel's Documentation/scheduler/sched-stats.rst: time on a processor, time queued, runs.
+            self._fd = os.open("/proc/self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._fd = -1
+
+    def read(self) -> CpuTimes:
+        """Returns the totals so far."""
+        queued_ns = int(os.pread(self._fd, 128, 0).split()[1]) if self._fd >= 0 else 0
+        return CpuTimes(time.process_time_ns(), queued_ns)

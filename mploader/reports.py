@@ -1,0 +1,223 @@
+"""What a worker says about bad samples and failed batches: bounded text, never a pickled exception.
+
+An exception is turned into a :class:`SampleReport` in the worker. The trainer makes a :class:`BadSample` or an error
+of ``mploader.errors`` from it. An exception that cannot be printed, or is a hundred megabytes long, must not do more
+harm than one that can.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import traceback
+from dataclasses import asdict, dataclass, fields
+
+from mploader.errors import LoaderError, ResourceError, SampleError, SpecError, StallError
+
+_ENVIRONMENT_ERRNOS = frozenset(
+    {
+        errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.EAGAIN,
+        errno.EBUSY, errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNRESET, errno.ECONNREFUSED,
+        errno.EHOSTUNREACH, errno.ENOTCONN, errno.EREMOTEIO,
+    }
+)  # fmt: skip
+
+MESSAGE_CHARACTERS = 2_000
+TRACEBACK_CHARACTERS = 12_000
+MAX_CAUSES = 5
+"""Exceptions of a chain that a traceback shows; a chain may be endless."""
+
+UNKNOWN_ENDING = 256
+"""In place of an exit status: somebody else has collected it."""
+STALLED = 257
+"""In place of an exit status: the worker made no progress and was killed for that."""
+
+
+class TooManyReportsError(Exception):
+    """So many samples of one batch are bad that not even their numbers have room."""
+
+
+@dataclass(frozen=True)
+class SampleReport:
+    """One sample that could not be made into an element.
+
+    Attributes:
+        index: the sample's number in the source.
+        where: what ``source.describe(index)`` says, or "".
+        kind: the name of the original exception's class.
+        error: its message.
+        traceback: the worker's traceback as text.
+        group: "content" (the data or the transform), "spec" (the element does not fit), "environment" (storage,
+            memory, descriptors), "crash" (it killed its workers) or "stall" (they hung on it).
+    """
+
+    index: int
+    where: str
+    kind: str
+    error: str
+    traceback: str
+    group: str
+
+    def to_error(self, worker: str) -> LoaderError:
+        """Returns the error that the consumer gets."""
+        place = f"sample {self.index}" + (f" ({self.where})" if self.where else "")
+        text = f"{place} failed in {worker}: {self.kind}: {self.error}"
+        if self.group == "spec":
+            return SpecError(f"{place}: {self.error}")
+        if self.group == "environment":
+            advice = "This is a fault of the machine or the storage, not of the data. Reads are tried several times."
+            return ResourceError(f"{text}\n{advice}\n\n{self.traceback}")
+        if self.group == "stall":
+            advice = "If it may take so long, raise stall_timeout=. Otherwise see where it hangs:"
+            return StallError(f"{text}\n{advice}\n\n{self.traceback}")
+        advice = 'Mend the data or the transform, or pass on_bad_sample="drop" or "replace" to go on without it.'
+        return SampleError(f"{text}\n{advice}\n\n{self.traceback}".rstrip())
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """One sample that was dropped or replaced.
+
+    Attributes:
+        index: the sample's number in the source.
+        where: file, record and byte, as far as the source knows them.
+        error: the original exception, as ``Type: message``.
+        traceback: the worker's traceback as text.
+    """
+
+    index: int
+    where: str
+    error: str
+    traceback: str
+
+
+def is_environment(error: BaseException) -> bool:
+    """Whether an exception tells of the machine or the storage, and so may pass, rather than of the data."""
+    if isinstance(error, (MemoryError, TimeoutError, ConnectionError, ResourceError)):
+        return True
+    if not isinstance(error, OSError):
+        return False
+    number = vars(OSError)["errno"].__get__(error)  # as OSError keeps it, whatever a class of the user calls errno
+    return isinstance(number, int) and number in _ENVIRONMENT_ERRNOS
+
+
+def report_exception(index: int, where: str, error: BaseException) -> SampleReport:
+    """Describes an exception of the source or the transform."""
+    group = "spec" if isinstance(error, SpecError) else "environment" if is_environment(error) else "content"
+    return SampleReport(
+        index, clip(where, MESSAGE_CHARACTERS), type(error).__name__, message_of(error), traceback_of(error), group
+    )
+
+
+def message_of(error: BaseException) -> str:
+    """The exception's message, at most 2,000 characters, whatever its ``__str__`` does."""
+    try:
+        return clip(str(error), MESSAGE_CHARACTERS)
+    except BaseException as failure:  # user code: a __str__ may raise anything
+        return f"(its message cannot be shown: __str__ raised {type(failure).__name__})"
+
+
+def traceback_of(error: BaseException) -> str:
+    """The exception's traceback, at most 12,000 characters, with the innermost frames kept."""
+    parts: list[str] = []
+    link: BaseException | None = error
+    while link is not None and len(parts) < MAX_CAUSES:
+        frames = "".join(traceback.format_tb(link.__traceback__))
+        last = f"{type(link).__name__}: {message_of(link)}"
+        parts.append(f"Traceback (in the worker, innermost call last):\n{frames}{last}")
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return clip_front("\n\nled to:\n\n".join(reversed(parts)), TRACEBACK_CHARACTERS)
+
+
+def describe_condemned(status: int) -> str:
+    """Says what a sample has done to its workers; ``status`` is how the last one ended."""
+    if status == STALLED:
+        return "its worker hung on it 3 times: it made no progress for stall_timeout"
+    return f"it killed its worker 3 times; the last one {describe_ending(status)}"
+
+
+def describe_ending(status: int) -> str:
+    """Says how a worker ended, with the name of the signal.
+
+    Args:
+        status: its exit code, minus the number of the signal, ``UNKNOWN_ENDING`` or ``STALLED``.
+    """
+    if status == UNKNOWN_ENDING:
+        return "ended (its exit status was collected elsewhere)"
+    if status == STALLED:
+        return "made no progress for stall_timeout"
+    if status < 0:
+        try:
+            name = signal.Signals(-status).name
+        except ValueError:  # a real-time signal
+            name = f"signal {-status}"
+        return f"was ended by {name} ({status})"
+    return f"exited with code {status}"
+
+
+def clip(text: str, characters: int) -> str:
+    """Cuts a long text at its end and says so."""
+    return text if len(text) <= characters else f"{text[:characters]}... ({len(text):,} characters in all)"
+
+
+def clip_front(text: str, characters: int) -> str:
+    """Cuts a long text at its front and says so."""
+    return text if len(text) <= characters else f"({len(text):,} characters in all) ...{text[-characters:]}"
+
+
+def encode(reports: list[SampleReport], limit: int) -> bytes:
+    """Returns reports as JSON in at most ``limit`` bytes.
+
+    Where they do not fit, tracebacks are cut, then left out, then all but the numbers of the last samples. No report
+    is left out: counts stay exact.
+
+    Raises:
+        TooManyReportsError: not even the numbers fit.
+    """
+    for characters in (TRACEBACK_CHARACTERS, 3_000, 750, 180, 0):
+        data = json.dumps([_cut(report, characters) for report in reports]).encode()
+        if len(data) <= limit:
+            return data
+    detailed, size = 0, 0
+    rows = [json.dumps(_cut(report, 0)) for report in reports]
+    short = [json.dumps([report.index, report.kind[:40]]) for report in reports]
+    rest = sum(map(len, short)) + 2 * len(short) + 2
+    while detailed < len(rows) and size + rest <= limit:
+        size += len(rows[detailed]) + 2
+        rest -= len(short[detailed]) + 2
+        detailed += 1
+    if detailed == 0:
+        raise TooManyReportsError(f"{len(reports)} samples of one batch are bad; the first: {reports[0].error}")
+    return f"[{', '.join(rows[: detailed - 1] + short[detailed - 1 :])}]".encode()
+
+
+def _cut(report: SampleReport, traceback_characters: int) -> dict[str, object]:
+    row = asdict(report)
+    if traceback_characters:
+        return {**row, "traceback": clip_front(report.traceback, traceback_characters)}
+    return {**row, "traceback": "", "error": clip(report.error, 100), "where": clip(report.where, 200)}
+
+
+def decode(data: bytes) -> list[SampleReport]:
+    """Reads what :func:`encode` has made.
+
+    Raises:
+        ValueError: the bytes are something else.
+    """
+    rows = json.loads(data)
+    if not isinstance(rows, list) or not rows:
+        raise ValueError("reports are a list that is not empty")
+    return [_read(row) for row in rows]
+
+
+def _read(row: object) -> SampleReport:
+    if isinstance(row, list) and len(row) == 2:
+        row = {"index": row[0], "where": "", "kind": row[1], "error": "(too many bad samples in one batch for more)",
+               "traceback": "", "group": "content"}  # fmt: skip
+    names = {field.name for field in fields(SampleReport)}
+    if not isinstance(row, dict) or set(row) != names or type(row["index"]) is not int:
+        raise ValueError("not a report")
+    if not all(isinstance(value, str) for name, value in row.items() if name != "index"):
+        raise ValueError("not a report")
+    return SampleReport(**row)
