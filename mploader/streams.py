@@ -1,0 +1,274 @@
+"""Generators in worker processes: the worker's side of ``from_generator``.
+
+A *stream* is the output of ``generator(shard, *args)`` for one item of ``shards``. It lives in one worker, which writes
+its elements, some at a time, into slots. If the worker dies, another one opens the generator again and leaves out the
+elements that are delivered already; a checksum over them tells a generator that does not repeat itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from mploader import messages, reports
+from mploader.arena import NOTHING_IN_HAND, WorkerArea
+from mploader.batch import Array, BatchLayout, BatchWriter
+from mploader.cpuclock import CpuClock
+from mploader.errors import ArgumentError, SpecError
+from mploader.reports import SampleReport
+from mploader.spec import ArraySpec, flatten, pack_as
+
+BLOCK_S = 0.05
+"""A block of elements is sent off when it has taken so long, so that slow generators do not hold theirs back."""
+
+
+@dataclass(frozen=True)
+class StreamJob:
+    """What the workers of a :func:`mploader.from_generator` do."""
+
+    generator: Callable[..., Iterable[Any]]
+    shards: Sequence[Any]
+    args: tuple[Any, ...]
+    is_batched: bool
+    """True: every block but the last of a stream has as many elements as the layout's capacity."""
+    prepare: Callable[[Any], Any] | None
+    """Called on each element first: turns what a signature allows into arrays (ragged values, say)."""
+
+
+@dataclass
+class _Stream:
+    shard: int
+    iterator: Iterator[Any]
+    drawn: int = 0
+    checksum: int = 0
+    ended: bool = False
+
+
+class StreamFailedError(Exception):
+    """The generator raised, or gave something unfit; carries the report."""
+
+    def __init__(self, report: SampleReport) -> None:
+        super().__init__(report)
+        self.report = report
+
+
+class Streams:
+    """The open generators of one worker."""
+
+    def __init__(self, job: StreamJob, area: WorkerArea) -> None:
+        self._job = job
+        self._area = area
+        self._open: dict[int, _Stream] = {}
+        self._clock = CpuClock()
+
+    def draw(self, message: messages.Draw, layout: BatchLayout, memory: Array) -> tuple[BatchWriter, messages.Drawn]:
+        """Writes the next elements of a stream.
+
+        Returns:
+            The writer, and the result to send once the block is where it belongs.
+
+        Raises:
+            StreamFailedError: the generator raised, or an element does not fit.
+        """
+        started_ns, cpu = time.monotonic_ns(), self._clock.read()
+        if message.skip >= 0:
+            self._start(message, layout)
+        stream = self._open.get(message.run)
+        writer = BatchWriter(layout, memory)
+        generator_ns = write_ns = 0
+        while stream is not None and not stream.ended and writer.count < layout.capacity:
+            before = time.monotonic_ns()
+            if writer.count and not self._job.is_batched and before - started_ns > BLOCK_S * 1e9:
+                break
+            leaves = self._next(stream, layout)
+            made = time.monotonic_ns()
+            generator_ns += made - before
+            if leaves is not None:
+                self._add(writer, stream, layout, leaves)
+            write_ns += time.monotonic_ns() - made
+        self._area.step(NOTHING_IN_HAND)
+        is_last = stream is None or stream.ended
+        if is_last:
+            self._open.pop(message.run, None)
+        used, now = writer.finish(), self._clock.read()
+        result = messages.Drawn(
+            message.task, message.attempt, message.slot, message.generation, writer.count, used, started_ns,
+            time.monotonic_ns() - started_ns, generator_ns, write_ns, now.used_ns - cpu.used_ns,
+            now.queued_ns - cpu.queued_ns, int(is_last), stream.checksum if stream else 0,
+        )  # fmt: skip
+        return writer, result
+
+    def forget(self, run: int) -> None:
+        """Closes a generator. What its ``finally`` raises is printed: nobody waits for its elements any more."""
+        stream = self._open.pop(run, None)
+        close = getattr(stream and stream.iterator, "close", None)
+        if close is None:
+            return
+        try:
+            close()
+        except BaseException as error:  # user code
+            print(reports.traceback_of(error), file=sys.stderr)
+
+    def _start(self, message: messages.Draw, layout: BatchLayout) -> None:
+        self.forget(message.run)
+        stream = _Stream(message.stream, iter(()))
+        self._area.step(0)
+        try:
+            stream.iterator = iter(self._job.generator(self._job.shards[message.stream], *self._job.args))
+        except BaseException as error:  # user code
+            raise StreamFailedError(self._report(stream, error)) from None
+        self._open[message.run] = stream
+        while stream.drawn < message.skip and not stream.ended:
+            leaves = self._next(stream, layout)
+            if leaves is not None:
+                stream.checksum = _checksum(leaves, stream.checksum)
+                stream.drawn += 1
+        if stream.drawn < message.skip or stream.checksum != message.checksum:
+            raise StreamFailedError(self._report(stream, SpecError(
+                f"its worker was lost, and when the generator was started again its first {message.skip} elements were "
+                f"not the same (it gave {stream.drawn}). A generator must give the same elements each time it is "
+                "called with the same shard: derive random numbers from the shard"
+            )))  # fmt: skip
+
+    def _next(self, stream: _Stream, layout: BatchLayout) -> list[Any] | None:
+        """Returns the components of the next element in the dtypes of the signature; None at the end."""
+        self._area.step(stream.drawn)
+        try:
+            element = next(stream.iterator)
+        except StopIteration:
+            stream.ended = True
+            return None
+        except BaseException as error:  # user code: SystemExit and KeyboardInterrupt included
+            raise StreamFailedError(self._report(stream, error)) from None
+        try:
+            if self._job.prepare is not None:
+                element = self._job.prepare(element)
+            return _convert(element, layout)
+        except Exception as error:
+            raise StreamFailedError(self._report(stream, error)) from None
+
+    def _add(self, writer: BatchWriter, stream: _Stream, layout: BatchLayout, leaves: list[Any]) -> None:
+        try:
+            writer.add(pack_as(layout.structure, leaves))
+        except Exception as error:
+            raise StreamFailedError(self._report(stream, error)) from None
+        stream.checksum = _checksum(leaves, stream.checksum)
+        stream.drawn += 1
+
+    def _report(self, stream: _Stream, error: BaseException) -> SampleReport:
+        shard = reports.clip(repr(self._job.shards[stream.shard]), 200)
+        where = f"element {stream.drawn} of generator({shard})"
+        return reports.report_exception(stream.drawn, where, error)
+
+
+def _convert(element: Any, layout: BatchLayout) -> list[Any]:
+    """Returns the components as arrays of the dtypes of the signature, as ``tf.data`` converts them."""
+    leaves = flatten_like(layout.structure, element)
+    return [_convert_leaf(leaf, codec.spec) for leaf, codec in zip(leaves, layout.codecs, strict=True)]
+
+
+def _convert_leaf(leaf: Any, spec: ArraySpec) -> Any:
+    if spec.is_string:
+        return leaf
+    array = np.asarray(leaf)
+    return array if array.dtype == spec.dtype else array.astype(spec.dtype)
+
+
+@dataclass(frozen=True)
+class SplitRagged:
+    """Turns the ragged components of an element into a tuple of flat values and row splits, outermost first.
+
+    Attributes:
+        ranks: the structure of the element's signature, with the ragged rank of each component, 0 for a dense one.
+    """
+
+    ranks: Any
+
+    def __call__(self, element: Any) -> Any:
+        """Returns the element with tuples in place of its ragged components."""
+        ranks = flatten(self.ranks)
+        leaves = flatten_like(self.ranks, element)
+        return pack_as(self.ranks, [_split(leaf, rank) for leaf, rank in zip(leaves, ranks, strict=True)])
+
+
+def _split(leaf: Any, rank: int) -> Any:
+    if rank == 0:
+        return leaf
+    if hasattr(leaf, "flat_values") and hasattr(leaf, "nested_row_splits"):  # of TensorFlow, or of mploader
+        return (np.asarray(leaf.flat_values), *map(np.asarray, leaf.nested_row_splits))
+    splits = []
+    for _ in range(rank):  # nested lists
+        rows = list(leaf)
+        splits.append(np.cumsum([0, *map(len, rows)], dtype=np.int64))
+        leaf = [value for row in rows for value in row]
+    return (np.asarray(leaf), *splits)
+
+
+def flatten_like(structure: Any, element: Any) -> list[Any]:
+    """Returns the parts of ``element`` that stand where ``structure`` has its leaves.
+
+    Raises:
+        SpecError: the two do not match.
+    """
+    if isinstance(structure, dict):
+        if not isinstance(element, dict) or set(element) != set(structure):
+            got = sorted(map(str, element)) if isinstance(element, dict) else type(element).__name__
+            raise SpecError(f"the signature has a dict of {sorted(map(str, structure))}, the generator gave {got}")
+        return [leaf for key, part in structure.items() for leaf in flatten_like(part, element[key])]
+    if isinstance(structure, tuple):
+        if not isinstance(element, tuple) or len(element) != len(structure):
+            got = f"a tuple of {len(element)}" if isinstance(element, tuple) else f"a {type(element).__name__}"
+            raise SpecError(f"the signature has a tuple of {len(structure)}, the generator gave {got}")
+        return [
+            leaf for part, value in zip(structure, element, strict=True) for leaf in flatten_like(part, value)
+        ]
+    return [element]
+
+
+def _checksum(leaves: list[Any], checksum: int) -> int:
+    for leaf in flatten(tuple(leaves)):
+        if isinstance(leaf, str):
+            data = leaf.encode()
+        elif isinstance(leaf, bytes):
+            data = leaf
+        elif isinstance(leaf, np.ndarray) and not leaf.dtype.hasobject:
+            data = leaf.tobytes()
+        else:
+            data = repr(leaf).encode()
+        checksum = google_crc32c.extend(checksum, data)
+    return checksum
+
+
+def check_generator(generator: Any, shards: Any, args: Any) -> tuple[list[Any], tuple[Any, ...]]:
+    """Checks the arguments of ``from_generator`` and returns the shards as a list and ``args`` as a tuple.
+
+    Raises:
+        ArgumentError: an argument cannot be meant.
+    """
+    if not callable(generator):
+        raise ArgumentError(f"generator is a {type(generator).__name__}; it must be a callable that takes a shard")
+    try:
+        items = list(shards)
+    except TypeError:
+        raise ArgumentError(
+            f"shards is a {type(shards).__name__}; it must be iterable, one item for each call of the generator"
+        ) from None
+    if not items:
+        raise ArgumentError("shards is empty: generator(shard) is called once for each item of it")
+    if isinstance(shards, (str, bytes)):
+        raise ArgumentError(f"shards is the string {shards!r}; pass a list of items, such as [{shards!r}]")
+    arguments = () if args is None else tuple(args)
+    try:
+        inspect.signature(generator).bind(items[0], *arguments)
+    except ValueError:
+        pass  # a built-in without a signature
+    except TypeError as error:
+        raise ArgumentError(f"generator cannot be called with a shard and {len(arguments)} args: {error}") from None
+    return items, arguments
