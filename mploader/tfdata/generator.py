@@ -1,0 +1,262 @@
+"""``from_generator`` with the generators in worker processes.
+
+Workers send the elements of each generator in blocks. Here every generator becomes a small dataset of its own, and
+TensorFlow's own ``interleave`` merges them: so the order is by construction that of ``Dataset.interleave``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from mploader import resources
+from mploader.batch import BatchLayout, Codec, Fixed, Strings
+from mploader.checks import seconds, whole_number
+from mploader.errors import ArgumentError, ClosedError
+from mploader.generators import GeneratorPool, Pass
+from mploader.run import Elements
+from mploader.shapes import Apart
+from mploader.spec import STRING, ArraySpec, Pad, flatten, map_structure, pack_as
+from mploader.streams import SplitRagged, StreamJob, check_generator
+from mploader.tfdata.dataset import PREFETCH, Sticky, tensor_spec
+
+BLOCK_BYTES = 2**20
+BLOCK_ELEMENTS = 256
+
+
+def from_generator(
+    generator: Callable[..., Iterable[Any]],
+    *,
+    shards: Iterable[Any],
+    output_signature: Any,
+    args: Iterable[Any] | None = None,
+    batch_size: int | None = None,
+    drop_remainder: bool = False,
+    num_workers: int | None = None,
+    cycle_length: int | None = None,
+    block_length: int = 1,
+    ordered: bool = True,
+    stall_timeout: float = 300.0,
+) -> tf.data.Dataset:
+    """``tf.data.Dataset.from_generator``, with ``generator(shard, *args)`` running in worker processes.
+
+    The generator is called once for each item of ``shards`` in every iteration of the dataset. The elements of
+    ``cycle_length`` shards are merged, ``block_length`` of each in turn, in exactly the order of
+    ``Dataset.from_tensor_slices(shards).interleave(..., cycle_length, block_length, deterministic=True)``: it does not
+    depend on the number of workers or on timing.
+
+    A generator must give the same elements each time it is called with the same shard: if its worker dies, another one
+    calls it again and leaves out what was delivered. One that does not repeat itself is found by a checksum.
+
+    Args:
+        generator: called in a worker; returns an iterable of elements. Needs no ``__main__`` guard, may be a lambda.
+        shards: file names, ranges, numbers: anything that pickles. One call each.
+        output_signature: structure (tuples, dicts) of ``tf.TensorSpec`` of known rank and ``tf.RaggedTensorSpec``.
+            Elements are converted to its dtypes. For a ragged component the generator may give a ``tf.RaggedTensor``, a
+            :class:`mploader.Ragged`, or nested lists.
+        args: further arguments of each call. Unlike in TensorFlow they are passed as they are, not as tensors.
+        batch_size: batch in the workers: each batch has elements of one shard, batches take the place of elements in
+            the order, and what remains at the ends of shards comes last, put together to whole batches. Components with
+            unknown dimensions cannot be batched by a worker: the merged elements are batched as ``Dataset.batch`` does.
+        drop_remainder: with ``batch_size``: leave out the last batch if it is not full.
+        num_workers: processes. None: as many as CPUs that this process may use.
+        cycle_length: how many shards are merged at once. None: as many as workers.
+        block_length: how many elements (batches) of a shard come in a row.
+        ordered: False: whichever elements are ready first, in blocks; faster where shards differ much in speed.
+        stall_timeout: seconds without progress before a worker is replaced.
+
+    Returns:
+        A dataset of unknown cardinality. Its workers start now and end when the dataset is collected or at exit.
+
+    Raises:
+        ArgumentError: an argument cannot be meant, or cannot be sent to a worker.
+        ResourceError: the machine does not grant memory, processes or descriptors.
+    """
+    items, arguments = check_generator(generator, shards, args)
+    workers = resources.usable_cpus() if num_workers is None else whole_number("num_workers", num_workers, 1)
+    cycle = workers if cycle_length is None else whole_number("cycle_length", cycle_length, 1)
+    whole_number("block_length", block_length, 1)
+    if batch_size is not None:
+        whole_number("batch_size", batch_size, 1)
+    stall_timeout_s = seconds("stall_timeout", stall_timeout)
+    form = _Form(output_signature, batch_size)
+    job = StreamJob(generator, items, arguments, form.is_batched, form.prepare)
+    pool = GeneratorPool(job, form.layout, form.block_bytes, workers, min(len(items), max(cycle, workers) + 1),
+                         stall_timeout_s)  # fmt: skip
+    dataset = _merge(pool, form, cycle, block_length, ordered)
+    if batch_size is not None and not form.is_batched:
+        dataset = dataset.batch(batch_size, drop_remainder)
+    elif drop_remainder and batch_size is not None:
+        dataset = dataset.filter(lambda *batch: tf.shape(tf.nest.flatten(batch)[0])[0] == batch_size)
+    options = tf.data.Options()
+    options.deterministic = True
+    options.experimental_optimization.inject_prefetch = False  # it has no bound, and would hold slots without end
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    dataset = dataset.with_options(options).prefetch(PREFETCH)
+    dataset._mploader_pool = pool  # keeps the workers alive as long as the dataset
+    return dataset
+
+
+class _Form:
+    """How elements of a signature travel: in whole blocks where that is possible, batched or to be unbatched."""
+
+    def __init__(self, signature: Any, batch_size: int | None) -> None:
+        _check_signature(signature)
+        ranks = map_structure(lambda spec: spec.ragged_rank if isinstance(spec, tf.RaggedTensorSpec) else 0, signature)
+        self.signature = signature
+        self.ranks = ranks
+        self.prepare = SplitRagged(ranks) if any(flatten(ranks)) else None
+        specs = map_structure(_array_specs, signature)
+        fixed = all(spec.is_fixed or spec.is_string for spec in flatten(specs))
+        self.is_apart = not fixed
+        self.is_batched = batch_size is not None and fixed
+        element_bytes = sum(
+            spec.dtype.itemsize * int(np.prod([size or 1 for size in spec.shape], dtype=np.int64))
+            for spec in flatten(specs)
+        )
+        capacity = max(1, min(BLOCK_ELEMENTS, BLOCK_BYTES // max(1, element_bytes)))
+        self.layout = BatchLayout(
+            map_structure(_codec, specs), batch_size if self.is_batched and batch_size is not None else capacity
+        )
+        self.block_bytes = self.layout.fixed_bytes + (0 if self.layout.is_fixed else BLOCK_BYTES)
+        elements = map_structure(lambda codec: tensor_spec(codec.spec), self.layout.structure)
+        blocks = map_structure(lambda codec: tensor_spec(codec.batch_spec(None)), self.layout.structure)
+        self.stream_signature = elements if self.is_apart else blocks
+
+    def unpack(self, blocks: Iterator[Any]) -> Iterator[Any]:
+        """What a stream's dataset gets of blocks: these, or their elements where shapes differ."""
+        return Elements(blocks) if self.is_apart else blocks
+
+    def finish(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
+        """Turns a dataset of what streams yield into one of elements, or batches."""
+        if not self.is_apart and not self.is_batched:
+            dataset = dataset.unbatch()
+        if self.prepare is None:
+            return dataset
+
+        def join(*element: Any) -> Any:
+            parts = element if len(element) > 1 or isinstance(self.signature, tuple) else element[0]
+            return _join_ragged(self.signature, parts)
+
+        return dataset.map(join)
+
+
+def _merge(pool: GeneratorPool, form: _Form, cycle: int, block_length: int, ordered: bool) -> tf.data.Dataset:
+    """The datasets of all streams, merged, behind them the rests of batches."""
+    handle = _Handle(pool)
+    signature = form.stream_signature
+
+    def numbers() -> Iterator[Any]:
+        return Sticky(handle.open_pass())
+
+    def stream(number: Any, shard: Any) -> Iterator[Any]:
+        return Sticky(form.unpack(handle[int(number)].blocks(int(shard))))
+
+    def any_stream(number: Any) -> Iterator[Any]:
+        return Sticky(form.unpack(handle[int(number)].any_blocks()))
+
+    def rests(number: Any) -> Iterator[Any]:
+        return _rebatch(handle[int(number)].rests(), form.layout.capacity)
+
+    shards = len(pool.job.shards)
+
+    def merge(number: tf.Tensor) -> tf.data.Dataset:
+        def make_stream(shard: tf.Tensor) -> tf.data.Dataset:
+            return form.finish(tf.data.Dataset.from_generator(stream, output_signature=signature, args=(number, shard)))
+
+        if ordered:
+            merged = tf.data.Dataset.range(shards).interleave(make_stream, cycle, block_length)
+        else:
+            merged = form.finish(tf.data.Dataset.from_generator(any_stream, output_signature=signature, args=(number,)))
+        if form.is_batched:
+            merged = merged.concatenate(
+                tf.data.Dataset.from_generator(rests, output_signature=signature, args=(number,))
+            )
+        return merged
+
+    return tf.data.Dataset.from_generator(numbers, output_signature=tf.TensorSpec((), tf.int64)).flat_map(merge)
+
+
+class _Handle:
+    """What the functions inside the graph hold: a weak way to the pool, and the passes that are open.
+
+    A pass is opened by the outermost generator of an iteration, and closed when TensorFlow ends that generator.
+    """
+
+    def __init__(self, pool: GeneratorPool) -> None:
+        self._pool = weakref.ref(pool)
+        self._passes: dict[int, Pass] = {}
+        self._numbers = itertools.count()
+
+    def open_pass(self) -> Iterator[Any]:
+        """Yields the number of a new pass; the pass ends with the iterator."""
+        pool = self._pool()
+        if pool is None:
+            raise ClosedError("the workers of this dataset are gone: keep a reference to the dataset")
+        number = next(self._numbers)
+        self._passes[number] = pool.open_pass()
+        del pool
+        try:
+            yield np.int64(number)
+        finally:
+            self._passes.pop(number).close()
+
+    def __getitem__(self, number: int) -> Pass:
+        return self._passes[number]
+
+
+def _rebatch(rests: list[Any], batch_size: int) -> Iterator[Any]:
+    """Puts incomplete batches together to whole ones; only the last may be short."""
+    if not rests:
+        return
+    leaves = [np.concatenate(parts) for parts in zip(*map(flatten, rests), strict=True)]
+    for start in range(0, len(leaves[0]), batch_size):
+        yield pack_as(rests[0], [leaf[start : start + batch_size] for leaf in leaves])
+
+
+def _check_signature(signature: Any) -> None:
+    leaves = flatten(signature)
+    for leaf in leaves:
+        if not isinstance(leaf, (tf.TensorSpec, tf.RaggedTensorSpec)):
+            raise ArgumentError(
+                f"output_signature has {leaf!r}; it must be a structure (tuples, dicts) of tf.TensorSpec and "
+                "tf.RaggedTensorSpec"
+            )
+        if leaf.shape.rank is None:
+            raise ArgumentError(f"output_signature has {leaf!r}: the rank must be known, use None for unknown sizes")
+    if not leaves:
+        raise ArgumentError("output_signature is empty")
+
+
+def _array_specs(spec: Any) -> Any:
+    """The arrays that a component of the signature travels as."""
+    shape = tuple(spec.shape)
+    dtype = STRING if spec.dtype == tf.string else np.dtype(spec.dtype.as_numpy_dtype)
+    if isinstance(spec, tf.RaggedTensorSpec):
+        values = ArraySpec((None, *shape[spec.ragged_rank + 1 :]), dtype)
+        splits = np.dtype(spec.row_splits_dtype.as_numpy_dtype)
+        return (values, *[ArraySpec((None,), splits)] * spec.ragged_rank)
+    return ArraySpec(shape, dtype)
+
+
+def _codec(spec: ArraySpec) -> Codec:
+    if spec.is_string and None not in spec.shape:
+        return Strings(spec)
+    return Fixed(spec) if spec.is_fixed else Apart(spec, Pad())
+
+
+def _join_ragged(signature: Any, parts: Any) -> Any:
+    """Puts ragged components together again, in the graph."""
+    if isinstance(signature, dict):
+        return {key: _join_ragged(part, parts[key]) for key, part in signature.items()}
+    if isinstance(signature, tuple):
+        return tuple(_join_ragged(part, value) for part, value in zip(signature, parts, strict=True))
+    if isinstance(signature, tf.RaggedTensorSpec):
+        values, *splits = parts
+        return tf.RaggedTensor.from_nested_row_splits(values, splits, validate=False)
+    return parts

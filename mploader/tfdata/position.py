@@ -1,0 +1,72 @@
+"""Positions that count what training consumed, whatever TensorFlow has read ahead.
+
+TensorFlow pulls batches before they are trained on, so neither the loader nor ``tf.data`` knows how far training is.
+Here training itself says so: a `Position` in a ``tf.train.Checkpoint``, or a `ResumeCallback` in ``model.fit``. Both
+save the position together with the weights, so that the two cannot disagree: after a crash between two saves, weights
+and position go back to the same step.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from mploader.loader import Loader
+
+
+class Position(tf.train.experimental.PythonState):  # type: ignore[misc]
+    """The position of a loader as a part of a ``tf.train.Checkpoint``.
+
+    ::
+
+        position = mploader.tfdata.Position(loader)
+        checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, position=position)
+        checkpoint.restore(manager.latest_checkpoint)  # continues where the saved model was
+        for batch in position.count(loader.as_dataset()):
+            train_step(batch)
+            manager.save()
+
+    Or call :meth:`advance` after each step. Make it before the dataset is read. One object counts one training run;
+    with several replicas in this process, a step that takes a batch for each is ``advance(replicas)``.
+
+    Args:
+        loader: the loader whose batches are trained on.
+    """
+
+    def __init__(self, loader: Loader) -> None:
+        super().__init__()
+        self._loader = loader
+        loader.consumption.is_counted = True
+
+    def advance(self, batches: int = 1) -> None:
+        """Counts batches as consumed (elements, for a loader without a batch size).
+
+        Raises:
+            ArgumentError: TensorFlow has not even read so many.
+        """
+        self._loader.consume(self._loader.consumption.advance(batches))
+
+    def count(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Yields what a dataset of the loader yields, and counts each batch as consumed when it hands it out."""
+        for batch in batches:
+            self.advance()
+            yield batch
+
+    def serialize(self) -> str:
+        """The loader's state as JSON; called when a checkpoint is saved."""
+        return json.dumps(self._loader.state_dict())
+
+    def deserialize(self, string_value: str | bytes) -> None:
+        """Lets the loader continue at a saved state; called when a checkpoint is restored.
+
+        Raises:
+            ArgumentError: the state is of other data or another order.
+        """
+        self._loader.load_state_dict(json.loads(string_value))
+
+    def __repr__(self) -> str:
+        place = self._loader.position
+        return f"<Position: epoch {place.epoch}, batch {place.batch}>"
