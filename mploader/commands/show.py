@@ -1,0 +1,51 @@
+"""``mploader show PATH``: draws a few batches with their labels, as the model will see them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from mploader.commands.arguments import add_number
+
+
+def add_parser(subparsers: Any) -> None:
+    """Describes the command line."""
+    parser = subparsers.add_parser(
+        "show",
+        help="draw a few batches with their labels",
+        description="Draws a few batches as the model will see them, in a PNG file: pictures in a grid, each with its "
+        "label, a line between batches.",
+    )
+    parser.add_argument("path", metavar="PATH", help="an image folder, a folder of shards, a shard or a glob")
+    parser.add_argument("--augment", metavar="MODULE:TRANSFORM", help="(image, rng) -> image; Resize if missing")
+    parser.add_argument("--transform", metavar="MODULE:FUNCTION", help="(sample) or (sample, rng) -> element, instead")
+    parser.add_argument("--output", default="batches.png", metavar="FILE", help="where to write (batches.png)")
+    parser.add_argument("--no-shuffle", action="store_true", help="in the order of the source")
+    add_number(parser, "--batches", 2, "batches")
+    add_number(parser, "--batch-size", 16, "pictures in a batch")
+    add_number(parser, "--size", 224, "height and width without --augment, in pixels")
+    add_number(parser, "--seed", 0, "of the order and of random numbers", low=0)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draws and writes."""
+    from mploader.commands.console import console
+    from mploader.commands.objects import load
+    from mploader.images import Resize
+    from mploader.loader import Loader
+    from mploader.pictures import LabelledPicture
+    from mploader.show import columns_for, draw, save
+    from mploader.sources import open_source
+
+    source = open_source(args.path)
+    augment = load(args.augment) if args.augment else Resize(args.size, args.size)
+    transform = load(args.transform) if args.transform else LabelledPicture(augment)
+    with Loader(
+        source, transform, batch_size=args.batch_size, shuffle=not args.no_shuffle, seed=args.seed, num_workers=1
+    ) as loader:
+        batches = [batch for _, batch in zip(range(args.batches), loader, strict=False)]
+        page = draw(batches, getattr(source, "class_names", ()), columns_for(args.batch_size))
+    save(page, args.output)
+    console.print(f"{len(batches)} batches, {page.width} x {page.height} pixels, in {args.output}", markup=False)
+    return 0
