@@ -1,0 +1,131 @@
+"""A worker may hang instead of dying: it is replaced, and slow is not taken for stuck."""
+
+from __future__ import annotations
+
+import pathlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mploader import Loader, StallError, testing
+from tests.faults import work
+
+OPTIONS: dict[str, Any] = {"batch_size": work.BATCH, "shuffle": True, "seed": 11}
+
+
+@pytest.fixture(scope="module")
+def expected() -> str:
+    with Loader(range(work.SAMPLES), work.element, num_workers=1, **OPTIONS) as loader:
+        return work.digest(loader)
+
+
+@pytest.mark.parametrize("point", ["mid decode", "slot half written", "result unsent"])
+def test_a_stopped_worker_is_replaced(point: str, expected: str, recovery: Callable[[float], None]) -> None:
+    with (
+        testing.faults(f"{point}:4:STOP"),
+        Loader(range(work.SAMPLES), work.element, num_workers=2, stall_timeout=1, **OPTIONS) as loader,
+    ):
+        started = time.monotonic()
+        assert work.digest(loader) == expected
+        recovery(time.monotonic() - started)
+        assert loader.statistics().restarts >= 1  # the batch at this place of the next epoch is made ahead, perhaps
+
+
+@pytest.mark.parametrize("what", ["sleep_holding_the_gil", "sleep", "stop"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_transform_that_does_not_return(what: str, workers: int, tmp_path: pathlib.Path, expected: str) -> None:
+    transform = work.Once(tmp_path, what)
+    with Loader(range(work.SAMPLES), transform, num_workers=workers, stall_timeout=1, **OPTIONS) as loader:
+        assert work.digest(loader) == expected
+
+
+def test_all_workers_hanging_is_an_error_with_their_stacks() -> None:
+    loader = Loader(range(work.SAMPLES), work.Always(None), num_workers=2, stall_timeout=1, **OPTIONS)
+    started = time.monotonic()
+    with pytest.raises(StallError, match=r"(?s)no worker has made progress for 1 s.*in hang_here"):
+        list(loader)
+    assert time.monotonic() - started < 10
+    with pytest.raises(StallError):
+        iter(loader)
+
+
+def test_a_sample_that_always_hangs_is_found() -> None:
+    with Loader(
+        range(work.SAMPLES),
+        work.Always(20),
+        num_workers=3,
+        stall_timeout=0.5,
+        on_bad_sample="drop",
+        batch_size=work.BATCH,
+    ) as loader:
+        ids = [int(number) for batch in loader for number in batch["id"]]
+        assert ids == [number for number in range(work.SAMPLES) if number != 20]
+        assert [bad.index for bad in loader.bad_samples()] == [20]
+
+
+def test_slow_storage_is_no_stall() -> None:
+    class Slow:
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, index: int) -> int:
+            time.sleep(0.4)
+            return index
+
+    with Loader(Slow(), batch_size=3, num_workers=1, stall_timeout=0.8) as loader:
+        assert [batch.tolist() for batch in loader] == [[0, 1, 2], [3, 4, 5]]
+        assert loader.statistics().restarts == 0
+
+
+def test_a_consumer_that_pauses_is_no_stall(expected: str) -> None:
+    with Loader(range(work.SAMPLES), work.element, num_workers=2, stall_timeout=0.5, **OPTIONS) as loader:
+        run = iter(loader)
+        batches = [next(run)]
+        threading.Event().wait(2)
+        assert work.digest([*batches, *run]) == expected
+        assert loader.statistics().restarts == 0
+
+
+def test_a_trainer_that_was_stopped_blames_no_worker(run_script: Callable[..., Any]) -> None:
+    done = run_script(
+        """
+import os, signal, subprocess, time
+import mploader
+
+def slow(sample):
+    time.sleep(0.05)
+    return sample
+
+loader = mploader.Loader(range(100), slow, batch_size=5, num_workers=2, stall_timeout=1)
+run = iter(loader)
+numbers = list(next(run))
+# Somebody stops this process, and its workers, and lets them go on.
+pids = [os.getpid(), *loader.worker_pids]
+subprocess.Popen(["sh", "-c", f"kill -STOP {' '.join(map(str, pids))}; sleep 5; kill -CONT {' '.join(map(str, pids))}"])
+numbers += [number for batch in run for number in batch]
+print(numbers == list(range(100)), loader.statistics().restarts)
+"""
+    )
+    assert done.stdout.split() == ["True", "0"], done.stderr
+
+
+def test_closing_does_not_wait_for_a_worker_that_hangs(tmp_path: pathlib.Path) -> None:
+    # Not shuffled: nobody reads, so only the first batches are made.
+    transform = work.Once(tmp_path, "sleep_holding_the_gil")
+    loader = Loader(range(work.SAMPLES), transform, num_workers=2, batch_size=work.BATCH)
+    while not (tmp_path / "happened").exists():
+        threading.Event().wait(0.01)
+    started = time.monotonic()
+    loader.close()
+    assert time.monotonic() - started < 3
+
+
+def test_a_hanging_sample_under_raise_is_an_error_with_its_number_and_stack() -> None:
+    with (
+        Loader(range(work.SAMPLES), work.Always(20), num_workers=3, stall_timeout=0.5, batch_size=work.BATCH) as loader,
+        pytest.raises(StallError, match=r"(?s)sample 20 .*in hang_here"),
+    ):
+        list(loader)

@@ -1,0 +1,33 @@
+"""A sample that kills its workers is in hand in one epoch only, so that three workers are lost to it and no more."""
+
+from __future__ import annotations
+
+from mploader import Loader
+from mploader.blame import Blame, InHand
+from tests.faults import raising
+
+
+def test_the_run_made_ahead_waits_while_a_sample_is_on_trial() -> None:
+    with Loader(range(20), raising.slow_poison, batch_size=5, num_workers=3, on_bad_sample="drop") as loader:
+        for _ in range(2):
+            assert [sample for batch in loader for sample in batch.tolist()] == [n for n in range(20) if n != 13]
+        assert loader.statistics().restarts == 3
+
+
+def test_a_sample_is_on_trial_until_its_batch_is_made_or_given_up() -> None:
+    blame = Blame(2, per_epoch=False)
+    at = InHand(task=4, epoch=0, ordinal=1, sample=9)
+    assert not blame.is_trying(lambda task: True)
+    blame.crashed(at, -11)
+    assert blame.is_trying(lambda task: task == 4)
+    assert not blame.is_trying(lambda task: False), "nobody wants its batch any more"
+    blame.made(4)
+    assert not blame.is_trying(lambda task: True)
+    assert [blame.crashed(at, -11) is None for _ in range(3)] == [True, True, False]
+    assert not blame.is_trying(lambda task: True), "it is condemned"
+
+
+def test_samples_that_are_judged_for_each_epoch_hold_nothing_up() -> None:
+    blame = Blame(2, per_epoch=True)
+    blame.crashed(InHand(task=4, epoch=0, ordinal=1, sample=9), -11)
+    assert not blame.is_trying(lambda task: True)

@@ -1,0 +1,206 @@
+"""Odd surroundings: finalizers that call the loader, no standard streams, a supervising thread that fails."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mploader
+from mploader import blame, process, supervisor
+from mploader.ledger import Ledger
+from mploader.testing import faults
+from tests.faults.streams import Faulty, make_loader, plain, read
+
+Script = Callable[..., Any]
+
+
+def test_close_where_the_lock_is_held_does_not_wait() -> None:
+    """As a ``__del__`` does that the garbage collector runs inside the loader."""
+    loader = make_loader(transform=plain)
+    with loader._pool._ledger.lock:
+        loader.close()
+        loader.statistics()
+    loader.close()
+    assert not loader.worker_pids
+
+
+def test_close_in_the_supervising_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = threading.Event()
+
+    def collect(self: Ledger, collect: Any = Ledger.collect) -> None:
+        collect(self)
+        if threading.current_thread().name == "mploader supervisor" and not closed.is_set():
+            closed.set()
+            loader.close()
+
+    loader = make_loader(transform=plain)
+    monkeypatch.setattr(Ledger, "collect", collect)
+    with pytest.raises(mploader.ClosedError):
+        read(loader)
+    assert closed.wait(5)
+    loader.close()
+
+
+def test_an_error_in_the_supervising_thread_reaches_the_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with make_loader(transform=plain) as loader:
+        run = iter(loader)
+        next(run)
+
+        def fail(*_: Any) -> None:
+            raise RuntimeError("a fault of mploader itself")
+
+        monkeypatch.setattr(supervisor.Supervisor, "_watch_progress", fail)
+        with pytest.raises(mploader.WorkerError, match=r"(?s)please report this.*a fault of mploader itself"):
+            read(run)
+        with pytest.raises(mploader.WorkerError, match="please report this"):
+            iter(loader)
+
+
+def test_an_error_that_is_raised_again_keeps_nothing_alive() -> None:
+    with make_loader(Faulty({77: ValueError("bad")}), plain) as loader:
+        errors = []
+        for _ in range(3):
+            with pytest.raises(mploader.SampleError, match="sample 77") as caught:
+                read(loader)
+            errors.append(caught.value)
+    assert len(set(map(id, errors))) == 3
+    assert len({str(error) for error in errors}) == 1
+
+
+def test_a_closed_loader_keeps_no_memory() -> None:
+    loader = make_loader(transform=plain)
+    batch = next(iter(loader))
+    loader.close()
+    assert batch["sample"].shape == (16, 2)
+    del batch
+    gc.collect()
+    assert "memfd:mploader" not in Path("/proc/self/maps").read_text()
+
+
+def test_a_worker_that_cannot_be_killed_costs_its_slots_and_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervisor, "UNKILLABLE_S", 0.5)
+    kill = process.WorkerProcess.kill
+
+    def ignored(self: process.WorkerProcess) -> None:  # as in an endless read of a broken disk
+        self.killed_s = self.killed_s or self.started_s
+
+    with faults("mid decode:5:STOP"):
+        loader = make_loader(transform=plain, num_workers=1, stall_timeout=1)
+    monkeypatch.setattr(process.WorkerProcess, "kill", ignored)
+    try:
+        assert not read(loader).missing
+        assert "does not die of SIGKILL" in caplog.text
+    finally:
+        monkeypatch.setattr(process.WorkerProcess, "kill", kill)
+        for pid in Path("/proc").glob("[0-9]*"):
+            _continue(pid)
+        loader.close()
+
+
+def _continue(folder: Path) -> None:
+    """Ends a stopped worker that nobody may kill."""
+    try:
+        if b"mploader.worker" in (folder / "cmdline").read_bytes() and _parent(folder) == os.getpid():
+            os.kill(int(folder.name), signal.SIGKILL)
+    except OSError:
+        pass
+
+
+def _parent(folder: Path) -> int:
+    return int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_workers_that_are_killed_before_they_are_ready_end_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blame, "MAX_EARLY_KILLS", 4)
+    monkeypatch.setattr(blame, "MAX_EARLY_KILLS_S", 0.1)
+    with faults("before hello:*:KILL:*"), pytest.raises(mploader.WorkerError, match=r"in a row .*SIGKILL"):
+        make_loader()
+
+
+def test_an_interpreter_that_breaks_while_workers_run_ends_the_loop_of_starts() -> None:
+    from multiprocessing import spawn
+
+    before = spawn.get_executable()
+    with make_loader() as loader:
+        run = iter(loader)
+        next(run)
+        spawn.set_executable("/bin/false")
+        try:
+            for pid in loader.worker_pids:
+                os.kill(pid, signal.SIGKILL)
+            with pytest.raises(mploader.WorkerError, match=r"in a row before a batch was made.*code 1"):
+                read(run)
+        finally:
+            spawn.set_executable(before)
+
+
+def test_programs_started_by_a_worker_have_the_environment_of_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def environment(sample: Any) -> dict[str, bytes]:
+        return {"path": subprocess.check_output(["sh", "-c", "echo ${PYTHONPATH-unset}"])}
+
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    with make_loader(transform=environment) as loader:
+        assert next(iter(loader))["path"].tolist()[0] == b"unset\n"
+
+
+def test_a_file_in_the_current_folder_does_not_shadow_a_module(tmp_path: Path, run_script: Script) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    (folder / "numpy.py").write_text("raise SystemExit('the wrong numpy')\n")
+    done = run_script(
+        f"import os, mploader\nos.chdir({str(folder)!r})\n"
+        "print(len(list(mploader.Loader(range(8), batch_size=4, num_workers=1))))"
+    )
+    assert done.stdout.split() == ["2"]
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_trainer_without_standard_streams(closed: str, tmp_path: Path) -> None:
+    result = tmp_path / "result"
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import mploader\n"
+        "with mploader.Loader(range(64), batch_size=4, num_workers=2) as loader:\n"
+        f"    open({str(result)!r}, 'w').write(str([int(n) for batch in loader for n in batch] == list(range(64))))\n"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} {script} {closed}"],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        timeout=50,
+        check=False,
+    )
+    assert result.read_text() == "True"
+
+
+def test_blocked_and_ignored_signals_of_the_trainer_are_not_the_worker_s() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+    try:
+        with make_loader(transform=_masks) as loader:
+            assert next(iter(loader))["blocked"].tolist()[0] == 0
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _masks(sample: Any) -> dict[str, int]:
+    return {"blocked": len(signal.pthread_sigmask(signal.SIG_BLOCK, ()))}
+
+
+def test_a_loader_inside_a_worker_of_another(recovery: Callable[[float], None]) -> None:
+    def nested(sample: int) -> int:
+        with mploader.Loader(range(sample + 1), batch_size=2, num_workers=1) as inner:
+            return sum(int(number) for batch in inner for number in batch)
+
+    with mploader.Loader(range(4), nested, batch_size=2, num_workers=1) as loader:
+        assert [batch.tolist() for batch in loader] == [[0, 1], [3, 6]]

@@ -1,0 +1,198 @@
+"""The trainer may die, be interrupted or exit at any moment: its workers go with it, and it exits as it should."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from mploader.testing import Census
+from tests.conftest import REPOSITORY
+
+Start = Callable[[str], subprocess.Popen[str]]
+
+HEAD = """
+import os, signal, sys, time
+import mploader
+
+def element(sample):
+    time.sleep(0.002)
+    return sample
+
+"""
+ITERATE = (
+    HEAD
+    + """
+loader = mploader.Loader(range(10**6), element, batch_size=4, num_workers=2)
+print("ready", flush=True)
+for batch in loader:
+    pass
+"""
+)
+
+
+@pytest.fixture
+def start(tmp_path: pathlib.Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """Runs a program text as a trainer of its own; kills those that are left when the test ends."""
+    trainers: list[subprocess.Popen[str]] = []
+
+    def run(text: str) -> subprocess.Popen[str]:
+        script = tmp_path / f"script{len(trainers)}.py"
+        script.write_text(text)
+        trainers.append(
+            subprocess.Popen(
+                [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            )
+        )  # fmt: skip
+        return trainers[-1]
+
+    yield run
+    for trainer in trainers:
+        trainer.kill()
+        trainer.communicate()
+
+
+def await_line(trainer: subprocess.Popen[str], line: str) -> None:
+    """Reads what a trainer prints up to a line."""
+    assert trainer.stdout is not None
+    while (read := trainer.stdout.readline()) != line + "\n":
+        assert read, trainer.communicate()[1]
+
+
+def processes() -> int:
+    return len(Census.take(f"MPLOADER_CENSUS={os.environ['MPLOADER_CENSUS']}").processes)
+
+
+def wait_until_alone(seconds: float = 1.0) -> None:
+    deadline = time.monotonic() + seconds
+    while processes():
+        assert time.monotonic() < deadline, f"{processes()} processes are left {seconds} s later"
+        time.sleep(0.02)
+
+
+def test_a_killed_trainer_takes_its_workers_along(start: Start) -> None:
+    chance = random.Random(5)
+    for _ in range(5):
+        trainers = [start(ITERATE) for _ in range(4)]
+        for trainer in trainers:
+            await_line(trainer, "ready")
+        for trainer in trainers:
+            time.sleep(chance.uniform(0, 0.1))
+            os.kill(trainer.pid, signal.SIGKILL)
+        for trainer in trainers:
+            trainer.communicate()
+        wait_until_alone()
+
+
+@pytest.mark.parametrize("milliseconds", [0, 20, 50, 150, 300])
+def test_a_trainer_killed_while_its_workers_start(milliseconds: int, start: Start) -> None:
+    trainer = start(HEAD + "print('go', flush=True)\nmploader.Loader(range(99), element, batch_size=4)")
+    await_line(trainer, "go")
+    time.sleep(milliseconds / 1000)
+    trainer.kill()
+    trainer.communicate()
+    wait_until_alone(3.0)
+
+
+@pytest.mark.parametrize("how", ["os._exit(0)", "os.execv('/bin/true', ['true'])", "os.abort()"])
+def test_a_trainer_that_leaves_without_a_word(how: str, start: Start) -> None:
+    text = ITERATE.replace("    pass", f"    {how}")
+    trainer = start(text)
+    trainer.communicate(timeout=30)
+    wait_until_alone()
+
+
+def test_sigterm_ends_trainer_and_workers(start: Start) -> None:
+    trainer = start(ITERATE)
+    await_line(trainer, "ready")
+    trainer.terminate()
+    trainer.communicate(timeout=10)
+    assert trainer.returncode == -signal.SIGTERM
+    wait_until_alone()
+
+
+@pytest.mark.parametrize("moment", ["start", "next", "close"])
+def test_ctrl_c_is_one_traceback_and_exit_code_130(moment: str, start: Start) -> None:
+    before = {"start": "", "next": "", "close": ""}
+    before[moment] = "print('ready', flush=True)"
+    text = f"""{HEAD}
+def stuck(sample):
+    if sample:
+        time.sleep(100)
+    return sample
+
+{before["start"]}
+for attempt in range(1000 if {moment == "start"} else 1):
+    loader = mploader.Loader(range(1000), stuck, batch_size=4, num_workers=2)
+    if {moment == "start"}:
+        loader.close()
+if {moment == "close"}:
+    iterator = iter(loader)
+    {before["close"] or "pass"}
+    while True:
+        loader.close()
+        loader = mploader.Loader(range(1000), stuck, batch_size=4, num_workers=2)
+{before["next"]}
+next(iter(loader))
+"""
+    trainer = start(text)
+    await_line(trainer, "ready")
+    time.sleep(0.4)
+    os.killpg(trainer.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    _, errors = trainer.communicate(timeout=20)
+    assert trainer.returncode == -signal.SIGINT, errors
+    assert errors.count("Traceback (most recent call last)") == 1, errors
+    assert errors.rstrip().endswith("KeyboardInterrupt"), errors
+    wait_until_alone()
+
+
+@pytest.mark.parametrize(("end", "code"), [("sys.exit(3)", 3), ("1 / 0", 1), ("break", 0)])
+def test_an_exit_in_the_middle_keeps_its_code_and_is_quick(end: str, code: int, start: Start) -> None:
+    text = (
+        ITERATE.replace("    pass", f"    print('leaving', flush=True)\n    {end}")
+        + "\nkept = iter(loader)\nnext(kept)"
+    )
+    trainer = start(text)
+    await_line(trainer, "leaving")
+    started = time.monotonic()
+    _, errors = trainer.communicate(timeout=30)
+    assert time.monotonic() - started < 3
+    assert trainer.returncode == code, errors
+    assert errors.count("Traceback") == (1 if code == 1 else 0), errors
+    wait_until_alone()
+
+
+LIVE_ITERATOR = (
+    HEAD
+    + """
+import tensorflow as tf
+for _ in range(2):
+    dataset = mploader.Loader(range(10**6), element, batch_size=4, num_workers=2).as_dataset().prefetch(4)
+    iterator = iter(dataset)
+    for _ in range(3):
+        next(iterator)
+print("done", flush=True)
+"""
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)  # as many programs as MPLOADER_EXITS says, each with a limit of its own
+def test_an_exit_with_a_live_tensorflow_iterator(start: Start) -> None:
+    for _ in range(int(os.environ.get("MPLOADER_EXITS", "3"))):
+        trainer = start(LIVE_ITERATOR)
+        await_line(trainer, "done")
+        started = time.monotonic()
+        _, errors = trainer.communicate(timeout=30)
+        assert time.monotonic() - started < 5
+        assert trainer.returncode == 0, errors
+        assert "Fatal Python error" not in errors
+        wait_until_alone()

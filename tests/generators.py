@@ -1,0 +1,89 @@
+"""Generators for the tests, in a module without TensorFlow: a worker imports the module that its function is in."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+
+def count_up(length: int) -> Iterator[tuple[np.ndarray[Any, Any], int]]:
+    for number in range(length):
+        yield np.full((3,), number, np.float32), 1000 * length + number
+
+
+def rich(shard: int) -> Iterator[dict[str, Any]]:
+    for number in range(int(shard)):
+        yield {
+            "any": np.arange(number * 2, dtype=np.int32).reshape(2, number),
+            "text": f"sample {number}",
+            "texts": [b"a", b"b" * number],
+            "flag": number % 2 == 0,
+            "half": np.float16(number / 3),
+            "brain": np.asarray([number], ml_dtypes.bfloat16),
+            "pair": (number, [1.5, 2.5]),
+        }
+
+
+def slow_count(length: int) -> Iterator[int]:
+    for number in range(length):
+        time.sleep(0.005)  # several blocks a stream: a block is sent off after 50 ms
+        yield 1000 * length + number
+
+
+def plain(shard: int) -> Iterator[dict[str, Any]]:
+    """As :func:`rich`, without the component of unknown size."""
+    for element in rich(shard):
+        del element["any"]
+        yield element
+
+
+def rows(shard: int) -> Iterator[Any]:
+    for number in range(6):
+        yield np.full((int(shard),), number)
+
+
+def ragged_rows(shard: int) -> Iterator[Any]:
+    for number in range(shard):
+        yield [[1] * size for size in range(number)], number
+
+
+def scaled(shard: int, factor: int, offset: int) -> Iterator[int]:
+    yield from (shard * factor + offset for _ in range(2))
+
+
+def unrepeatable(shard: int) -> Iterator[int]:
+    for _ in range(40):
+        time.sleep(0.005)
+        yield os.getpid()
+
+
+def fails(shard: str) -> Iterator[int]:
+    yield 1
+    yield 2
+    raise RuntimeError("no more")
+
+
+def crashes(shard: int) -> Iterator[int]:
+    yield 1
+    os.abort()
+
+
+def forever(shard: int) -> Iterator[int]:
+    return itertools.count(shard)
+
+
+def process_ids(length: int) -> Iterator[tuple[int, int]]:
+    for number in range(length):
+        time.sleep(0.002)
+        yield number, os.getpid()
+
+
+def has_tensorflow(shard: int) -> Iterator[bool]:
+    yield "tensorflow" in sys.modules

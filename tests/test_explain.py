@@ -1,0 +1,203 @@
+"""The verdict, in situations that are built: each limit is made the limit, and must be found."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from mploader import Limit, Loader, Statistics, Verdict
+from mploader.explain import explain
+
+
+class Numbers:
+    """A source that takes its time, without using a processor."""
+
+    def __init__(self, pause_s: float = 0.0) -> None:
+        self.pause_s = pause_s
+
+    def __len__(self) -> int:
+        return 400
+
+    def __getitem__(self, index: int) -> int:
+        if self.pause_s:
+            time.sleep(self.pause_s)
+        return index
+
+
+def picture(sample: int) -> np.ndarray:
+    return np.full(64, sample % 256, np.uint8)
+
+
+def slow_picture(sample: int) -> np.ndarray:
+    time.sleep(0.003)
+    return picture(sample)
+
+
+def calculated_picture(sample: int) -> np.ndarray:
+    """Uses 3 ms of processor time."""
+    end = time.thread_time() + 0.003
+    while time.thread_time() < end:
+        pass
+    return picture(sample)
+
+
+def sometimes_slow_picture(sample: int) -> np.ndarray:
+    if sample % 100 == 50:
+        time.sleep(0.5)
+    return picture(sample)
+
+
+def large_picture(sample: int) -> np.ndarray:
+    return np.zeros((2**20,), np.uint8)
+
+
+def undisturbed(statistics: Statistics) -> Statistics:
+    """The same on a machine that nobody else uses: a test machine is busy with other tests."""
+    workers = tuple(
+        dataclasses.replace(worker, cpu_s=worker.cpu_s + worker.queued_s, queued_s=0.0) for worker in statistics.workers
+    )
+    return dataclasses.replace(statistics, workers=workers)
+
+
+def take(loader: Loader, count: int, between: Callable[[int], None] = lambda number: None) -> Verdict:
+    """Takes some batches and returns the verdict on them, as of an undisturbed machine with two processors."""
+    batches = endless(loader)
+    next(batches)
+    before = loader.statistics()
+    for number in range(count):
+        next(batches)
+        between(number)
+    return explain(undisturbed(loader.statistics().since(before)), cpus=2)
+
+
+def endless(loader: Loader) -> Iterator[np.ndarray]:
+    while True:
+        yield from loader
+
+
+def test_training_is_the_limit_when_the_consumer_hardly_waits() -> None:
+    with Loader(Numbers(), picture, batch_size=4, num_workers=2) as loader:
+        verdict = take(loader, 20, between=lambda number: time.sleep(0.03))
+    assert verdict.limit is Limit.TRAINING, verdict
+    assert verdict.waiting < 0.05
+    assert "num_workers=1 would do" in verdict.change
+    assert verdict.expected > verdict.samples_per_s
+
+
+def test_decoding_is_the_limit_when_all_processors_are_busy_with_the_transform() -> None:
+    with Loader(Numbers(), calculated_picture, batch_size=4, num_workers=2) as loader:
+        verdict = take(loader, 40)
+    assert verdict.limit is Limit.DECODING, verdict
+    assert verdict.transforming > 0.5 > verdict.reading
+    assert "transform cheaper" in verdict.change
+
+
+def test_one_worker_for_two_processors_is_too_few() -> None:
+    with Loader(Numbers(), calculated_picture, batch_size=4, num_workers=1) as loader:
+        verdict = take(loader, 30)
+    assert verdict.limit is Limit.TOO_FEW_WORKERS, verdict
+    assert verdict.change == "num_workers=2"
+    assert verdict.expected == pytest.approx(2 * verdict.samples_per_s, rel=0.2)
+
+
+def test_reading_is_the_limit_when_workers_wait_in_the_source() -> None:
+    with Loader(Numbers(pause_s=0.003), picture, batch_size=4, num_workers=2) as loader:
+        verdict = take(loader, 40)
+    assert verdict.limit is Limit.READING, verdict
+    assert verdict.reading > 0.5
+    assert verdict.change.startswith("num_workers=4")
+
+
+def test_a_list_of_batches_is_found_as_slots_held_downstream() -> None:
+    kept = []
+    with Loader(Numbers(), large_picture, batch_size=8, num_workers=2) as loader:
+        for batch in loader:
+            kept.append(batch)
+            if len(kept) == 30:
+                break
+        verdict = loader.explain()
+    assert verdict.limit is Limit.SLOTS_HELD, verdict
+    assert verdict.statistics.batches_copied > 0
+    assert "keep fewer batches" in verdict.change
+
+
+def test_two_slots_for_four_workers_are_too_little_memory() -> None:
+    with Loader(Numbers(), slow_picture, batch_size=4, num_workers=4) as loader:
+        slot_bytes = loader.statistics().slot_bytes
+    with Loader(Numbers(), slow_picture, batch_size=4, num_workers=4, memory=2 * slot_bytes) as loader:
+        assert loader.statistics().slots == 2
+        verdict = take(loader, 40)
+    assert verdict.limit is Limit.TOO_LITTLE_MEMORY, verdict
+    assert verdict.change.startswith('memory="')
+    assert verdict.full > 0
+
+
+def test_workers_that_are_killed_again_and_again_are_the_limit() -> None:
+    with Loader(Numbers(), slow_picture, batch_size=4, num_workers=2) as loader:
+
+        def kill(number: int) -> None:
+            pids = loader.worker_pids
+            if number % 5 == 0 and pids:
+                os.kill(pids[0], signal.SIGKILL)
+
+        verdict = take(loader, 40, between=kill)
+    assert verdict.limit is Limit.WORKERS_LOST, verdict
+    assert "see the log" in verdict.change
+
+
+def test_processors_that_others_use_are_named() -> None:
+    with Loader(Numbers(), calculated_picture, batch_size=4, num_workers=2) as loader:
+        sum(1 for _ in loader)
+        statistics = loader.statistics()
+    queueing = dataclasses.replace(
+        statistics,
+        workers=tuple(
+            dataclasses.replace(worker, cpu_s=0.5 * worker.busy_s, queued_s=0.5 * worker.busy_s)
+            for worker in statistics.workers
+        ),
+    )
+    verdict = explain(queueing, cpus=4)
+    assert verdict.limit is Limit.DECODING, verdict
+    assert "queue for a processor 50%" in verdict.reason
+
+
+def test_idle_workers_and_free_slots_leave_the_hand_over() -> None:
+    with Loader(Numbers(), picture, batch_size=1, num_workers=2) as loader:
+        sum(1 for _ in loader)
+        statistics = loader.statistics()
+    idle = tuple(dataclasses.replace(worker, busy_s=0.01) for worker in statistics.workers)
+    waiting = dataclasses.replace(statistics, workers=idle, waited_s=statistics.started_s + 1, full_s=0.0, copied_s=0.0)
+    verdict = explain(waiting, cpus=2)
+    assert verdict.limit is Limit.HANDING_OVER, verdict
+    assert "batch_size" in verdict.change
+
+
+def test_nothing_is_said_before_there_is_something_to_say() -> None:
+    with Loader(Numbers(), picture, batch_size=1, num_workers=1) as loader:
+        verdict = loader.explain()
+    assert verdict.limit is Limit.NOTHING_MEASURED, verdict
+
+
+def test_a_verdict_reads_well() -> None:
+    with Loader(Numbers(), slow_picture, batch_size=4, num_workers=1) as loader:
+        sum(1 for _ in loader)
+        verdict = loader.explain()
+    lines = str(verdict).splitlines()
+    assert [line.split(":")[0] for line in lines] == ["limit", "why", "change", "expect", "numbers"]
+    assert verdict.limit.value in lines[0]
+    assert verdict._repr_html_().count("<tr>") == 4
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        verdict.change = ""  # type: ignore[misc]
+
+
+def test_one_slow_sample_in_many_is_named() -> None:
+    with Loader(Numbers(), sometimes_slow_picture, batch_size=4, num_workers=2) as loader:
+        verdict = take(loader, 100)
+    assert verdict.limit is Limit.DECODING, verdict
+    assert "even out the work" in verdict.change

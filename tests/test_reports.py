@@ -1,0 +1,67 @@
+"""What crosses from a worker when something is wrong: bounded text, whatever the exception is."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from mploader import reports
+from mploader.arena import TEXT_BYTES
+from mploader.errors import ResourceError, SampleError, SpecError
+
+
+class UnprintableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+
+def raised(error: BaseException) -> BaseException:
+    try:
+        raise error
+    except BaseException as caught:
+        return caught
+
+
+@pytest.mark.parametrize("error", [ValueError("x" * 10**7), UnprintableError(), KeyError("\ud800 \0 ä"), Exception()])
+def test_any_exception_becomes_a_small_report(error: Exception) -> None:
+    report = reports.report_exception(3, "file", raised(error))
+    data = reports.encode([report], TEXT_BYTES)
+    assert len(data) <= TEXT_BYTES
+    (found,) = reports.decode(data)
+    assert (found.index, found.where, found.kind) == (3, "file", type(error).__name__)
+    assert isinstance(found.to_error("worker 1"), SampleError)
+
+
+def test_causes_are_told() -> None:
+    try:
+        try:
+            raise OSError("first")
+        except OSError as error:
+            raise ValueError("second") from error
+    except ValueError as error:
+        text = reports.traceback_of(error)
+    assert text.index("OSError: first") < text.index("led to") < text.index("ValueError: second")
+
+
+@pytest.mark.parametrize("count", [1, 10, 64])
+def test_many_reports_lose_words_before_they_lose_samples(count: int) -> None:
+    report = reports.report_exception(0, "w" * 5000, raised(ValueError("e" * 5000)))
+    rows = [reports.SampleReport(index, *list(vars(report).values())[1:]) for index in range(count)]
+    found = reports.decode(reports.encode(rows, TEXT_BYTES))
+    assert [row.index for row in found] == list(range(count))
+
+
+def test_the_machine_is_told_from_the_data() -> None:
+    for error in (
+        OSError(errno.EIO, "x"),
+        OSError(errno.ENOSPC, "x"),
+        MemoryError(),
+        TimeoutError(),
+        OSError(errno.EMFILE, "x"),
+    ):
+        assert reports.is_environment(error)
+        assert isinstance(reports.report_exception(0, "", error).to_error("w"), ResourceError)
+    for error in (FileNotFoundError(errno.ENOENT, "x"), OSError("no image"), ValueError(), StopIteration()):
+        assert not reports.is_environment(error)
+    assert isinstance(reports.report_exception(0, "", SpecError("x")).to_error("w"), SpecError)

@@ -1,0 +1,268 @@
+"""A saved position: the stream goes on as if nothing had happened, in another process and on any workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mploader import ArgumentError, Loader, ShardShuffle
+from mploader.sources import Mix, TFRecordShards
+from mploader.sources.tfrecord_write import TFRecordWriter
+
+EPOCHS = 3
+SAMPLES = 23
+
+
+def jitter(sample: int, rng: np.random.Generator) -> tuple[int, float]:
+    return sample, float(rng.random())
+
+
+def loader_of(source: Any, **options: Any) -> Loader:
+    return Loader(source, jitter, **{"batch_size": 4, "shuffle": True, "seed": 5, "num_workers": 2, **options})
+
+
+def plain(batch: Any) -> Any:
+    return [np.asarray(part).tolist() for part in batch]
+
+
+def through_json(state: dict[str, Any]) -> dict[str, Any]:
+    text = json.dumps(state)
+    assert len(text) < 4096
+    return json.loads(text)  # type: ignore[no-any-return]
+
+
+def saved_stream(loader: Loader) -> tuple[list[Any], list[dict[str, Any]]]:
+    """All batches of some epochs, and the state before each of them and at the end."""
+    stream, states = [], [through_json(loader.state_dict())]
+    for _ in range(EPOCHS):
+        for batch in loader:
+            stream.append(plain(batch))
+            states.append(through_json(loader.state_dict()))
+    return stream, states
+
+
+def rest_of(loader: Loader, state: dict[str, Any]) -> list[Any]:
+    loader.load_state_dict(state)
+    rest = []
+    while loader.epoch < EPOCHS:
+        rest += [plain(batch) for batch in loader]
+    return rest
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "batches": {},
+    "elements": {"batch_size": None},
+    "not shuffled": {"shuffle": False},
+    "remainder dropped": {"drop_remainder": True},
+    "second of two hosts": {"shard": (1, 2)},
+    "elements of a host": {"shard": (1, 3), "batch_size": None},
+    "one batch an epoch": {"batch_size": 100},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_position_of_three_epochs_continues_the_stream(name: str) -> None:
+    options = OPTIONS[name]
+    with loader_of(range(SAMPLES), **options) as loader:
+        stream, states = saved_stream(loader)
+    # Other workers and other slots; moved from place to place while batches are made ahead.
+    with loader_of(range(SAMPLES), **options, num_workers=1, memory="2MiB") as other:
+        for consumed, state in enumerate(states):
+            assert stream[:consumed] + rest_of(other, state) == stream, consumed
+
+
+@pytest.mark.parametrize("kind", ["mix", "shards"])
+def test_mixes_and_shard_shuffles_resume_at_every_position(kind: str, tmp_path: Path) -> None:
+    def make(workers: int) -> Loader:
+        if kind == "mix":
+            source: Any = Mix([(range(7), 2), (range(100, 111), 1)], length=17)
+            return loader_of(source, num_workers=workers)
+        source = TFRecordShards(tmp_path, raw=True)
+        return Loader(source, lambda data: (int(data), 0), batch_size=3, shuffle=ShardShuffle(2), num_workers=workers)
+
+    for shard in range(5):
+        with TFRecordWriter(tmp_path / f"{shard}.tfrecord") as writer:
+            for place in range(4):
+                writer.write(str(10 * shard + place).encode())
+    with make(2) as loader:
+        stream, states = saved_stream(loader)
+    with make(1) as other:
+        for consumed, state in enumerate(states):
+            assert stream[:consumed] + rest_of(other, state) == stream
+
+
+SCRIPT = """
+import json, sys
+from tests.test_resume import EPOCHS, loader_of, plain, rest_of
+state, workers, memory = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+with loader_of(range(23), num_workers=workers, memory=memory) as loader:
+    print(json.dumps(rest_of(loader, state)))
+"""
+
+
+def test_a_new_process_with_other_workers_and_slots_continues_in_mid_epoch() -> None:
+    with loader_of(range(SAMPLES)) as loader:
+        stream, states = saved_stream(loader)
+    for consumed, workers, memory in ((9, 1, "1MiB"), (12, 3, "64MiB")):
+        run = subprocess.run(
+            [sys.executable, "-c", SCRIPT, json.dumps(states[consumed]), str(workers), memory],
+            check=True, capture_output=True, text=True, timeout=60, cwd=Path(__file__).parent.parent,
+        )  # fmt: skip
+        assert stream[:consumed] + json.loads(run.stdout) == stream
+
+
+def test_a_position_after_faults_is_the_position_without_them() -> None:
+    with loader_of(range(SAMPLES)) as loader:
+        stream, states = saved_stream(loader)
+    with loader_of(range(SAMPLES)) as loader:
+        seen = []
+        for number, batch in enumerate(loader):
+            seen.append(plain(batch))
+            if number in (0, 2):
+                os.kill(loader.worker_pids[0], signal.SIGKILL)
+            assert through_json(loader.state_dict()) == states[number + 1]
+        state = states[3]
+        assert stream[:3] + rest_of(loader, state) == stream
+        assert seen == stream[: len(seen)]
+
+
+class Counting:
+    """Notes each read in a file, as they happen in the workers."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> int:
+        with open(self._log, "a") as log:
+            log.write(f"{index}\n")
+        return index
+
+
+@pytest.mark.parametrize("batch_size", [4, None])
+def test_nothing_is_read_to_get_to_a_position(tmp_path: Path, batch_size: int | None) -> None:
+    log = tmp_path / "reads"
+    state = {"version": 1, "epoch": 0, "samples": 24, "plan": {}, "source": {}}
+    with Loader(Counting(log), batch_size=batch_size, num_workers=1) as loader:
+        loader.load_state_dict(state, strict=False)
+        assert np.concatenate([np.ravel(batch) for batch in loader]).tolist() == list(range(24, 40))
+    read = [int(line) for line in log.read_text().split()]
+    # Samples before 24 are read by the worker before it knows of the position, and none behind it but for epoch 1.
+    at = read.index(24)
+    assert read[at : at + 16] == list(range(24, 40))
+
+
+def test_bad_samples_are_counted_across_a_resume(tmp_path: Path) -> None:
+    def decode(sample: int) -> int:
+        if sample in (3, 7, 11):
+            raise ValueError(f"sample {sample} is bad")
+        return sample
+
+    def make(**options: Any) -> Loader:
+        return Loader(range(16), decode, num_workers=1, on_bad_sample="drop", **options)
+
+    for options in ({"batch_size": 4}, {"batch_size": None}):
+        with make(**options) as loader:
+            stream = [np.ravel(batch).tolist() for batch in loader]
+            assert loader.state_dict()["bad_samples"] == 3
+        for consumed in range(len(stream)):
+            with make(**options) as first:
+                batches = iter(first)
+                head = [np.ravel(next(batches)).tolist() for _ in range(consumed)]
+                state = through_json(first.state_dict())
+            with make(**options) as second:
+                second.load_state_dict(state)
+                tail = [np.ravel(batch).tolist() for batch in second]
+                assert head + tail == stream
+                assert second.state_dict()["bad_samples"] >= 2
+            if consumed == 2 or options["batch_size"] is None:
+                break  # the start of every loader costs; one position inside of the elements is enough
+
+
+def test_four_kilobytes_hold_a_state_with_any_number_of_bad_samples() -> None:
+    def fail(sample: int) -> int:
+        if sample:
+            raise ValueError("bad" * 1000)
+        return sample
+
+    with Loader(range(10**3), fail, batch_size=50, num_workers=1, on_bad_sample="drop") as loader:
+        list(loader)
+        state = through_json(loader.state_dict())
+    assert state["bad_samples"] == 999
+    assert state["bad_indices"][-1] == 999
+
+
+def test_other_data_or_another_order_is_refused_with_what_differs(tmp_path: Path) -> None:
+    for number in range(3):
+        with TFRecordWriter(tmp_path / f"{number}.tfrecord") as writer:
+            for place in range(5):
+                writer.write(bytes([number, place]))
+
+    def make(pattern: str = "*", **options: Any) -> Loader:
+        source = TFRecordShards(tmp_path / f"{pattern}.tfrecord", raw=True)
+        return Loader(source, len, **{"batch_size": 5, "num_workers": 1, **options})
+
+    with make() as loader:
+        next(iter(loader))
+        state = through_json(loader.state_dict())
+    with make("[01]") as fewer, pytest.raises(ArgumentError, match=r"source samples: 15 when .*, 10 now") as told:
+        fewer.load_state_dict(state)
+    assert "source fingerprint" in str(told.value)
+    assert "strict=False" in str(told.value)
+    with make(seed=1, shuffle=True, batch_size=3) as other:
+        with pytest.raises(ArgumentError, match="plan seed: 0 when it was saved, 1 now") as told:
+            other.load_state_dict(state)
+        assert "plan order: 'sequential'" in str(told.value)
+        assert "plan global batch size: 5 when it was saved, 3 now" in str(told.value)
+        assert other.position == loader.position.__class__(0, 0)
+        other.load_state_dict(state, strict=False)
+        assert len(list(other)) == 4  # sample 5 lies in batch 1 of 5
+    for number in (2,):
+        with TFRecordWriter(tmp_path / f"{number}.tfrecord") as writer:
+            for place in range(5):
+                writer.write(bytes(place))
+    with make() as changed, pytest.raises(ArgumentError, match="source fingerprint"):
+        changed.load_state_dict(state)
+
+
+NO_STATES: list[tuple[Any, str]] = [
+    ({}, "no state"),
+    ([], "no state"),
+    ({"version": 99}, "version 99"),
+    ({"version": 1, "epoch": 0}, "damaged"),
+    ({"version": 1, "epoch": -1, "samples": 0, "plan": {}, "source": {}}, "damaged"),
+    ({"version": 1, "epoch": "x", "samples": 0, "plan": {}, "source": {}}, "damaged"),
+]
+
+
+def test_what_is_no_state_is_refused(numbers: Loader) -> None:
+    for state, message in NO_STATES:
+        with pytest.raises(ArgumentError, match=message):
+            numbers.load_state_dict(state)
+
+
+@pytest.fixture
+def numbers() -> Any:
+    with Loader(range(10), batch_size=2, num_workers=1) as loader:
+        yield loader
+
+
+def test_a_run_under_way_is_not_affected_by_a_load(numbers: Loader) -> None:
+    start = numbers.state_dict()
+    run = iter(numbers)
+    next(run)
+    middle = numbers.state_dict()
+    numbers.load_state_dict(start)
+    assert [batch.tolist() for batch in run] == [[2, 3], [4, 5], [6, 7], [8, 9]]
+    numbers.load_state_dict(middle)
+    assert [batch.tolist() for batch in numbers] == [[2, 3], [4, 5], [6, 7], [8, 9]]

@@ -1,0 +1,97 @@
+"""The tools that users test their pipelines with: faults on purpose, and the count of what is left behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from mploader import ArgumentError, Loader
+from mploader.faultpoints import POINTS, VARIABLE
+from mploader.testing import Census, FlakySource, faults
+from tests.transforms import identity
+
+SLEEP = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
+
+
+def test_the_docstring_names_every_fault_point() -> None:
+    import mploader.testing
+
+    text = " ".join((mploader.testing.__doc__ or "").split())
+    assert all(f'"{point}"' in text for point in POINTS)
+
+
+def test_a_fault_strikes_inside_the_block_and_the_stream_stays_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with (
+        faults("mid decode:1:KILL", "slot half written:2:EXIT0"),
+        Loader(range(20), identity, batch_size=5, num_workers=2) as loader,
+    ):
+        assert os.environ[VARIABLE] == "mid decode:1:KILL;slot half written:2:EXIT0"
+        assert [batch.tolist() for batch in loader] == [list(range(at, at + 5)) for at in range(0, 20, 5)]
+        assert loader.statistics().restarts >= 2
+    assert VARIABLE not in os.environ
+
+
+@pytest.mark.parametrize("text", ["", "mid decode", "nowhere:1:KILL", "idle:1:BITE", "idle:one:KILL", "idle:1:KILL:x"])
+def test_what_is_no_fault_is_refused(text: str) -> None:
+    with pytest.raises(ArgumentError, match="MPLOADER_FAULT"), faults(text):
+        pass
+
+
+def test_a_flaky_source_fails_the_first_times() -> None:
+    source = FlakySource(["a", "b"], failures=2, bad=[1])
+    assert source[0] == "a"
+    for _ in range(2):
+        with pytest.raises(OSError, match="flaky source, item 1") as failure:
+            source[1]
+        assert failure.value.errno == errno.EIO
+    assert source[1] == "b"
+    assert len(source) == 2
+
+
+def test_a_census_sees_what_is_new_and_settles_when_it_is_gone() -> None:
+    before = Census.take()
+    assert before.settle(0) == []
+    child = subprocess.Popen(SLEEP, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    memory = os.memfd_create("mploader-test")
+    goes_on = threading.Event()
+    thread = threading.Thread(target=goes_on.wait, name="a thread of the test")
+    thread.start()
+    left = "\n".join(before.settle(0))
+    assert f"process {child.pid} is left: {sys.executable}" in left
+    assert f"process {os.getpid()} holds shared memory (inode {os.fstat(memory).st_ino})" in left
+    assert f"descriptor {memory} is open: /memfd:mploader-test" in left
+    assert "thread 'a thread of the test' runs" in left
+
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert f"process {child.pid} is a zombie" in before.settle(0)
+    child.wait()
+    child.stdout.close()
+    os.close(memory)
+    goes_on.set()
+    thread.join()
+    assert before.settle() == []
+
+
+def test_a_token_finds_an_orphan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_TOKEN_OF_THE_TEST", "17")
+    token = "A_TOKEN_OF_THE_TEST=17"
+    before = Census.take(token)
+    parent = f"import subprocess\nchild = subprocess.Popen({SLEEP!r}, stdout=-3, stderr=-3)\nprint(child.pid)"
+    done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
+    orphan = int(done.stdout)
+    try:
+        assert any(f"process {orphan} is left" in line for line in before.settle(0))
+        monkeypatch.delenv("A_TOKEN_OF_THE_TEST")
+        assert not any(str(orphan) in line for line in Census.take("A_TOKEN_OF_THE_TEST=18").difference(before))
+    finally:
+        os.kill(orphan, 9)
+    assert before.settle() == []
