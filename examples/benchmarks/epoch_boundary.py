@@ -1,0 +1,95 @@
+"""Is there a pause between two epochs?
+
+    python examples/benchmarks/epoch_boundary.py --data PHOTOS
+
+Photographs are decoded in epochs of 20 batches, while the loop does nothing else. The figure is the time that the first
+six batches of an epoch take beyond six times the mean of the other batches: what the boundary costs, once the batches
+that were made meanwhile are counted.
+
+Results: none recorded yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import common
+import contenders
+import numpy as np
+import peers
+from common import Photographs
+from contenders import Figures, Measure, SetUp
+from decoding import SIZE, whole_image
+
+EPOCH_BATCHES = 20
+AFTER_BATCHES = 6
+
+
+class Boundaries:
+    """Measures what the first batches of an epoch cost more than others."""
+
+    def __init__(self, batches: Iterator[Any]) -> None:
+        self._batches = batches
+        self.first = np.array(next(batches)[0])
+        self._taken = 1
+
+    def __call__(self, seconds: float) -> Figures:
+        """Measures for some seconds, and at least two whole epochs, behind the batches made before its turn."""
+        while self._taken % EPOCH_BATCHES:
+            self._next()
+        firsts: list[float] = []
+        others: list[float] = []
+        started = time.perf_counter()
+        while time.perf_counter() - started < seconds or len(firsts) < 2:
+            firsts.append(sum(self._next() for _ in range(AFTER_BATCHES)))
+            others += [self._next() for _ in range(EPOCH_BATCHES - AFTER_BATCHES)]
+        usual = statistics.mean(others)
+        return {
+            "ms": (statistics.median(firsts) - AFTER_BATCHES * usual) * 1e3, "a batch, usually, ms": usual * 1e3,
+            "boundaries": len(firsts),
+        }  # fmt: skip
+
+    def _next(self) -> float:
+        self._taken += 1
+        return common.timed(lambda: next(self._batches))[0]
+
+
+def through(peer: Any) -> SetUp:
+    """Lets a peer run epochs."""
+
+    def set_up(args: argparse.Namespace) -> Measure:
+        source = Photographs(common.photographs(args.data), EPOCH_BATCHES * args.batch_size)
+        return Boundaries(peer(peers.Work(source, whole_image, (*SIZE, 3), args.batch_size, args.workers)))
+
+    return set_up
+
+
+CONTENDERS: dict[str, SetUp] = {
+    "mploader": through(peers.mploader_dataset),
+    "mploader, NumPy": through(peers.mploader_numpy),
+    "PyTorch DataLoader": through(peers.torch_loader),
+    "Keras PyDataset": through(peers.keras_pydataset),
+    "Hugging Face to_tf_dataset": through(peers.huggingface),
+}
+
+
+def main() -> None:
+    """Entry point."""
+    parser = common.parser(__doc__, rounds=5, seconds=4.0)
+    common.add_loader_arguments(parser)
+    contenders.add_arguments(parser)
+    args = parser.parse_args()
+    if args.serve:
+        contenders.serve(args, CONTENDERS)
+        return
+    check = contenders.same_pixels(4.0)
+    rows = contenders.run(args, CONTENDERS, "ms", check=check, reference="mploader")
+    common.report(args, f"The pause between epochs, {args.workers} workers", "ms", rows)
+
+
+if __name__ == "__main__":
+    main()
