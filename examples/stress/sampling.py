@@ -118,9 +118,10 @@ class Sampler:
         passed_s = now_s - before_s
         rss = pss = alive = 0
         workers_cpu_s = 0.0
-        self._workers = {pid: self._workers.get(pid) or psutil.Process(pid) for pid in self._pids() if _lives(pid)}
-        for pid, worker in self._workers.items():
+        known, self._workers = self._workers, {}
+        for pid in self._pids():
             with contextlib.suppress(psutil.Error):  # it may have been killed a moment ago
+                worker = self._workers[pid] = known.get(pid) or psutil.Process(pid)
                 memory = worker.memory_full_info()
                 rss, pss, alive = rss + memory.rss, pss + memory.pss, alive + 1
                 workers_cpu_s += self._cpu_since(pid, worker)
@@ -138,7 +139,3 @@ class Sampler:
         before_s = self._cpu_s.get(pid, used_s)
         self._cpu_s[pid] = used_s
         return used_s - before_s
-
-
-def _lives(pid: int) -> bool:
-    return psutil.pid_exists(pid)
