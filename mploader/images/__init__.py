@@ -7,7 +7,7 @@ header, which rectangle is wanted at which size; then the decoder reads no more 
     geometry   boxes, views, EXIF orientations: arithmetic without pixels
     jpeg       libjpeg-turbo at the smallest scale that serves
     pillow     every other format
-    resize     one antialiased resize
+    resize     one antialiased resize, and the mirror image
     execution  chooses among these: the one way from bytes or an array to pixels
     (here)     what users call
 
@@ -31,6 +31,7 @@ from mploader.images.apply import apply_to
 from mploader.images.arguments import check_out, interval, side, size_pair
 from mploader.images.execution import Framing, Image, render
 from mploader.images.geometry import Box, Pixels, View, centre_box, largest_centre_box
+from mploader.images.resize import mirror
 
 __all__ = [
     "CenterCrop",
@@ -218,13 +219,7 @@ class RandomFlip(_Geometric):
         """Returns the image or its mirror image, arrays that are not mirrored as they are."""
         flip = rng.random() < 0.5
         pixels = super().__call__(image, rng, out=out)
-        if not flip:
-            return pixels
-        mirrored = pixels[:, ::-1]
-        if out is None:
-            return np.ascontiguousarray(mirrored)
-        out[...] = mirrored  # NumPy sees the overlap and goes through a copy
-        return out
+        return mirror(pixels, out) if flip else pixels
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """One antialiased resize, close to Pillow's bilinear filter, by OpenCV where it is installed and else by
-Pillow.
+Pillow; and the mirror image.
 
 Pillow's bilinear filter is a triangle as wide as the reduction. OpenCV's INTER_LINEAR reads four pixels
 whatever the reduction, and INTER_AREA is a box (and slow where the factor is no integer). A Gaussian of the
 variance that the triangle has and INTER_LINEAR has not, then INTER_LINEAR, is closer to Pillow than
 INTER_AREA and takes a third of its
 time: for 480 x 400 photographs to 224 x 224, mean absolute difference 0.3 of 255 instead of 0.6, 0.31 ms
-    instead of 1.0 ms (OpenCV 5.0, one core).
+instead of 1.0 ms (OpenCV 5.0, one core).
 """
 
 from __future__ import annotations
@@ -39,6 +39,25 @@ def resize(pixels: Pixels, height: int, width: int, out: Pixels | None = None) -
         return _resize_with_pillow(pixels, height, width, out)
     result: Pixels = cv2.resize(_smoothed(cv2, pixels, height, width), (width, height), dst=out)
     return result
+
+
+def mirror(pixels: Pixels, out: Pixels | None = None) -> Pixels:
+    """Returns pixels (H, W, 3) with left and right exchanged, C-contiguous, in ``out`` where it is given.
+
+    Not ``pixels[:, ::-1]`` alone: NumPy copies that three bytes at a time, 0.5 ms for 224 x 224 pixels. OpenCV takes
+    0.02 ms, a channel at a time 0.09 ms.
+    """
+    cv2 = opencv()
+    if cv2 is not None:
+        mirrored: Pixels = cv2.flip(pixels, 1)
+    else:
+        mirrored = np.empty_like(pixels)
+        for channel in range(pixels.shape[2]):
+            mirrored[:, :, channel] = pixels[:, ::-1, channel]
+    if out is None:
+        return mirrored
+    out[...] = mirrored
+    return out
 
 
 @functools.cache
