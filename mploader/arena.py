@@ -148,6 +148,7 @@ class Arena:
         self._loans: dict[tuple[int, int], weakref.ref[Array]] = {}
         self.layout_range = (0, 0)
         self.slots: SlotMemory | None = None
+        _arenas.add(self)
 
     def add_slots(self, layout: bytes, count: int, batch_bytes: int) -> SlotMemory:
         """Makes ``count`` slots for batches of ``batch_bytes`` each and stores the pickled layout beside them.
@@ -173,11 +174,15 @@ class Arena:
         loans, released = self._loans, self.released
 
         def release(_: weakref.ref[Array]) -> None:
+            released.put(key)  # first: an interrupt in here is swallowed with all that is left to do
             loans.pop(key, None)
-            released.put(key)
 
         loans[key] = weakref.ref(root, release)
         return root
+
+    def retire_loans(self) -> None:
+        """Lets no slot that is lent now ever be used again: a fork of this process may go on reading it."""
+        self._loans.clear()  # a weak reference that is gone calls nobody
 
     def copy(self, slot: int, size: int) -> Array:
         """Returns the slot's content in memory of its own, aligned so that TensorFlow adopts it."""
@@ -218,6 +223,19 @@ class Arena:
             ) from error
         self._bytes = align(size, PAGE)
         return memory
+
+
+_arenas: weakref.WeakSet[Arena] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    # A fork shares the memory of slots with this process, which cannot know when the fork drops its arrays. Lent slots
+    # stay lent, which costs nothing but room: beyond the low-water mark batches are copied out.
+    for arena in list(_arenas):
+        arena.retire_loans()
+
+
+os.register_at_fork(before=_before_fork)
 
 
 def aligned_empty(size: int) -> Array:

@@ -142,9 +142,21 @@ TEXT_DTYPES = (np.dtype(np.int64), np.dtype(np.uint8))
 
 
 def texts_of(value: Any) -> list[bytes]:
-    """Returns the strings of one element in order; ``str`` is encoded as UTF-8."""
+    """Returns the strings of one element in order; ``str`` is encoded as UTF-8.
+
+    Raises:
+        SpecError: something in it is no string.
+    """
     items = [value] if isinstance(value, (bytes, str)) else list(np.asarray(value).flat)
-    return [item.encode() if isinstance(item, str) else bytes(item) for item in items]
+    return [_text_of(item) for item in items]
+
+
+def _text_of(item: Any) -> bytes:
+    if isinstance(item, str):
+        return item.encode()
+    if isinstance(item, bytes):
+        return item
+    raise SpecError(f"an array of strings holds {item!r:.200}, a {type(item).__name__}")
 
 
 def measure_texts(texts: Sequence[bytes]) -> list[tuple[int, ...]]:
@@ -296,10 +308,11 @@ class BatchWriter:
         self.count = 0
 
     def add(self, element: Any) -> None:
-        """Takes one element.
+        """Takes one element; one that is refused leaves nothing behind.
 
         Raises:
             SpecError: the element is not like the first one of the loader.
+            Exception: whatever NumPy, or an object of the user's, raises when it is converted.
         """
         leaves: list[Any] = []
         if not _collect(element, self._layout.structure, leaves):
@@ -307,13 +320,16 @@ class BatchWriter:
                 f"the element has the components {component_names(element)}, "
                 f"but the first element had {self._names}; return the same structure for every sample"
             )
+        accepted: list[tuple[list[Any], Any]] = []
         for place, (leaf, codec) in enumerate(zip(leaves, self._codecs, strict=True)):
             check_component(leaf, codec.spec, self._names[place])
             target = self._places[place]
             if target is not None:
                 target[self.count] = leaf
             else:
-                self._kept[place].append(codec.accept(leaf, self._names[place]))
+                accepted.append((self._kept[place], codec.accept(leaf, self._names[place])))
+        for kept, value in accepted:  # not before: nothing must remain of an element that is refused
+            kept.append(value)
         self.count += 1
 
     def finish(self) -> int:
@@ -375,8 +391,12 @@ def check_component(leaf: Any, spec: ArraySpec, name: str) -> None:
     if type(leaf) is np.ndarray:
         if leaf.dtype == spec.dtype and leaf.shape == spec.shape and not leaf.dtype.hasobject:
             return
-    elif spec.shape == () and type(leaf) is _PYTHON_TYPES.get(spec.dtype):
+    elif spec.shape == () and (
+        type(leaf) is _PYTHON_TYPES.get(spec.dtype) or (isinstance(leaf, np.generic) and leaf.dtype == spec.dtype)
+    ):
         return
+    if isinstance(leaf, np.ma.MaskedArray):
+        raise SpecError(f"{name} is a masked array, and its mask would be lost; return array.filled(value)")
     if spec.is_string:
         if not isinstance(leaf, (bytes, str)) and np.asarray(leaf).dtype.kind not in "SUO":
             raise SpecError(f"{name} is a {type(leaf).__name__}, but the first element had bytes there")
@@ -389,9 +409,9 @@ def check_component(leaf: Any, spec: ArraySpec, name: str) -> None:
                 "convert it in the transform with .astype()"
             )
     else:
-        shape = np.shape(leaf)
-        if not np.can_cast(np.asarray(leaf).dtype, spec.dtype, "same_kind"):
-            raise SpecError(f"{name} is {leaf!r}, which does not fit the dtype {spec.dtype} of the first element")
+        shape = ()
+        if not _is_number_of(leaf, spec.dtype):
+            raise SpecError(f"{name} is {leaf!r:.200}, which does not fit the dtype {spec.dtype} of the first element")
     if len(shape) != len(spec.shape) or any(
         want is not None and got != want for got, want in zip(shape, spec.shape, strict=False)
     ):
@@ -399,3 +419,15 @@ def check_component(leaf: Any, spec: ArraySpec, name: str) -> None:
             f"{name} has shape {shape}, but the first element had {spec.shape}. Make the shapes equal "
             "in the transform (images.Resize), or say that they vary with pad= or ragged="
         )
+
+
+def _is_number_of(leaf: Any, dtype: np.dtype[Any]) -> bool:
+    """Whether a number can be stored in a dtype; a float may be rounded, but not to infinity."""
+    number = np.asarray(leaf)
+    if number.shape or isinstance(leaf, list) or not np.can_cast(number.dtype, dtype, "same_kind"):
+        return False
+    with np.errstate(all="ignore"):
+        stored = number.astype(dtype)
+        if dtype.kind in "iu":
+            return bool(stored == number)
+        return dtype.kind not in "fc" or bool(np.isfinite(stored) or not np.isfinite(number))

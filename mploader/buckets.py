@@ -176,7 +176,7 @@ class BucketPlan(Plan):
 
     def batch_size_with(self, index: int) -> int:
         """See :meth:`Plan.batch_size_with`."""
-        return self.bucket_batch_sizes[int(self.buckets[index])]
+        return min(self.bucket_batch_sizes[int(self.buckets[index])], self.longest_batch)
 
     def progress(self, batch: int) -> int:
         """See :meth:`Plan.progress`: batches and not samples, since batches are of different sizes."""

@@ -22,7 +22,7 @@ from mploader.arena import TEXT_BYTES
 from mploader.bad_limit import BadLimit
 from mploader.buckets import BucketBy, LengthsOf
 from mploader.checks import seconds, whole_number
-from mploader.errors import ArgumentError, ResourceError, SampleError
+from mploader.errors import ArgumentError, ResourceError, SampleError, SpecError
 from mploader.explain import Verdict, explain
 from mploader.layout import make_layout, make_whole_layout, varying_bytes
 from mploader.order import ShardShuffle, arrange
@@ -160,9 +160,8 @@ class Loader:
             if self._is_whole:
                 self._layout = make_whole_layout([other.structure for other in self._describe_spread().values()])
             else:
-                self._layout = make_layout(
-                    description.structure, description.component_bytes, pad, ragged, self._batch_size
-                )
+                capacity = self._plan.longest_batch if self.is_batched else None
+                self._layout = make_layout(description.structure, description.component_bytes, pad, ragged, capacity)
             self._allocate(description, budget)
             self._make_ahead()
         except BaseException:
@@ -463,9 +462,9 @@ class Loader:
         return self._described[index]
 
     def _describe_spread(self) -> dict[int, Description]:
-        """Describes samples here and there, those that are good."""
+        """Describes samples here and there, those that are good; of the others a run tells when they come up."""
         for index in self._spread_samples():
-            with suppress(SampleError):
+            with suppress(SampleError, SpecError):
                 self._describe(index)
         return dict(sorted(self._described.items()))
 

@@ -69,10 +69,9 @@ def dumps(value: Any) -> bytes:
 
 
 def _dumps(value: Any, buffer_callback: Callable[[pickle.PickleBuffer], Any] | None) -> bytes:
-    import cloudpickle  # 20 ms and 3 MiB, which a worker can do without: it is the trainer that pickles
+    from mploader import pickling  # cloudpickle is large, and it is the trainer that pickles
 
-    data: bytes = cloudpickle.dumps(value, protocol=5, buffer_callback=buffer_callback)
-    return data
+    return pickling.dumps(value, buffer_callback)
 
 
 class SharedFile:

@@ -71,6 +71,11 @@ class Plan:
         return self.batch_size * self.shard[1]
 
     @property
+    def longest_batch(self) -> int:
+        """Samples that a batch of this host may have: fewer than ``batch_size`` where the source has fewer."""
+        return max(1, min(self.batch_size, -(-self.num_samples // self.shard[1])))
+
+    @property
     def num_batches(self) -> int:
         """Batches in an epoch: the same number on every host."""
         full, rest = divmod(self.num_samples, self.global_batch_size)
@@ -132,8 +137,8 @@ class Plan:
         return full * self.batch_size + (self.batch_length(full) if self.num_batches > full else 0)
 
     def batch_size_with(self, index: int) -> int:
-        """Samples in a full batch of this host that has the sample ``index`` in it."""
-        return self.batch_size
+        """Samples that a batch of this host with the sample ``index`` in it may have."""
+        return self.longest_batch
 
     def progress(self, batch: int) -> int:
         """What a saved position holds: samples of the epoch that all hosts have consumed with ``batch`` batches."""

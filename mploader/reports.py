@@ -64,7 +64,7 @@ class SampleReport:
         place = f"sample {self.index}" + (f" ({self.where})" if self.where else "")
         text = f"{place} failed in {worker}: {self.kind}: {self.error}"
         if self.group == "spec":
-            return SpecError(f"{place}: {self.error}")
+            return SpecError(f"{text}\n\n{self.traceback}".rstrip())
         if self.group == "environment":
             advice = "This is a fault of the machine or the storage, not of the data. Reads are tried several times."
             return ResourceError(f"{text}\n{advice}\n\n{self.traceback}")

@@ -41,6 +41,8 @@ class Run:
         self._pool = pool
         self._number = number
         self._position = self.first
+        self._batch: Any = None
+        """The batch at this position, from when it is taken until it is returned."""
         self._dropped: list[int] = []
         """Elements that were left out, by their place in the epoch, sorted."""
         self._bad = loader.bad_before(start)
@@ -122,9 +124,12 @@ class Run:
         if self._position >= self.length:
             self.close()
             raise StopIteration
-        batch = self.get(self._position)
+        if self._batch is None:
+            self._batch = self.get(self._position)
+        self.consume(self._position + 1 - self.first)
+        # Last, and without a call in between: what Ctrl-C interrupts above is given by the next call.
+        batch, self._batch = self._batch, None
         self._position += 1
-        self.consume(self._position - self.first)
         return batch
 
     def __repr__(self) -> str:

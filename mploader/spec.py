@@ -139,6 +139,8 @@ def _describe(leaf: Any, name: str) -> ArraySpec:
             f"{name} is a {type(leaf).__name__}; a component must be an array, a number, bytes or str. "
             "Return a tuple or dict of components, or convert it with numpy.asarray()"
         )
+    if isinstance(leaf, np.ma.MaskedArray):
+        raise SpecError(f"{name} is a masked array, and its mask would be lost; return array.filled(value)")
     array = np.asarray(leaf)
     if array.dtype.kind in "SU" or (array.dtype == STRING and _all_strings(array)):
         return ArraySpec(array.shape, STRING)

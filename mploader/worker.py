@@ -233,9 +233,7 @@ class Worker:
             for ordinal, index in enumerate(indices):
                 self._area.step(ordinal, index)
                 stages.start_sample()
-                element = self._element(message.epoch, index, bad)
-                if element is not _DROPPED:
-                    self._add(writer, element, index)
+                self._add_sample(writer, message.epoch, index, bad)
                 if ordinal == len(indices) // 2:
                     faultpoints.reach("slot half written")
             self._area.step(NOTHING_IN_HAND)
@@ -303,7 +301,31 @@ class Worker:
         start = message.first + message.position * self._layout.capacity
         return list(map(int, plan.batches(message.epoch, start, min(start + self._layout.capacity, plan.num_batches))))
 
-    def _add(self, writer: BatchWriter, element: Any, index: int) -> None:
+    def _add_sample(self, writer: BatchWriter, epoch: int, index: int, bad: list[SampleReport]) -> None:
+        """Fills one place of a batch, or leaves it out, as ``on_bad_sample`` says; adds bad samples to ``bad``.
+
+        Raises:
+            _SampleFailedError: the batch cannot be made. The machine is at fault, or an element does not fit the
+                spec: what is wrong then is the transform or the loader's arguments, and not a few samples.
+        """
+        candidate = index
+        for attempt in range(1, self._job.plan.num_samples + 1):
+            try:
+                if self._condemned:
+                    self._refuse_condemned(epoch, candidate)
+                self._write(writer, self._samples.element(epoch, candidate), candidate)
+                return
+            except _SampleFailedError as failure:
+                if self._job.on_bad_sample == "raise" or failure.report.group in ("environment", "spec"):
+                    raise
+                bad.append(failure.report)
+            if self._job.on_bad_sample == "drop":
+                return
+            candidate = self._job.plan.replacement(epoch, index, attempt)
+            self._area.step(self._area.ordinal, candidate)
+        raise _SampleFailedError(bad[-1])
+
+    def _write(self, writer: BatchWriter, element: Any, index: int) -> None:
         stages = self._samples.stages
         before = time.perf_counter_ns() if stages.is_timed else 0
         try:
@@ -312,24 +334,6 @@ class Worker:
             raise _SampleFailedError(reports.report_exception(index, self._samples.where(index), error)) from None
         if stages.is_timed:
             stages.write_ns += time.perf_counter_ns() - before
-
-    def _element(self, epoch: int, index: int, bad: list[SampleReport]) -> Any:
-        """Returns the element for one place of a batch, as ``on_bad_sample`` says; adds bad samples to ``bad``."""
-        candidate = index
-        for attempt in range(1, self._job.plan.num_samples + 1):
-            try:
-                if self._condemned:
-                    self._refuse_condemned(epoch, candidate)
-                return self._samples.element(epoch, candidate)
-            except _SampleFailedError as failure:
-                if self._job.on_bad_sample == "raise" or failure.report.group == "environment":
-                    raise
-                bad.append(failure.report)
-            if self._job.on_bad_sample == "drop":
-                return _DROPPED
-            candidate = self._job.plan.replacement(epoch, index, attempt)
-            self._area.step(self._area.ordinal, candidate)
-        raise _SampleFailedError(bad[-1])
 
     def _refuse_condemned(self, epoch: int, index: int) -> None:
         status = self._condemned.get((-1, index), self._condemned.get((epoch, index)))
@@ -346,8 +350,6 @@ class Worker:
             socket.send_fds(self._channel, [data], [overflow])
             os.close(overflow)
 
-
-_DROPPED = object()
 
 
 def _component_bytes(leaf: Any) -> int:

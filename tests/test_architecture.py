@@ -18,7 +18,7 @@ ROWS = [
     ["images", "keras_images", "whole_batches"],
     ["batch", "shapes", "buckets", "layout"],
     ["arena", "messages"],
-    ["payload"],
+    ["pickling", "payload"],
     ["position"],
     ["stages", "streams", "worker"],
     ["orphan", "process", "states", "schedule", "blame"],
