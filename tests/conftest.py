@@ -22,6 +22,15 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 PHOTOS = REPOSITORY.parent / "shared" / "photos"
 
 
+def pytest_collection_finish() -> None:
+    """Takes all that is imported by now out of the garbage collector's sight.
+
+    With TensorFlow a collection takes a quarter of a second, and there is one after every test.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def photos() -> pathlib.Path:
     """The folder with real photographs beside the repository."""
