@@ -46,7 +46,7 @@ def test_a_kill_at_each_point_of_a_task(point: str, position: str, expected: lis
 @pytest.mark.parametrize("point", ["before hello", "after hello", "idle"])
 def test_a_kill_of_a_worker_without_a_task(point: str, expected: list[str]) -> None:
     with testing.faults(f"{point}:0:KILL:2"):
-        found, restarts = streams(num_workers=2)
+        found, restarts = streams(num_workers=1)  # with two, the other may have done it all before
         assert found == expected
         assert restarts >= 1
 
