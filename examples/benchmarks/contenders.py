@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import psutil
@@ -26,15 +26,35 @@ from rich.console import Console
 
 Figures = dict[str, float]
 Images = np.ndarray[Any, Any]
-Check = Callable[[Images, Images], str]
-"""Compares the first images of a contender with those of the reference; returns a remark."""
+
+
+class First(NamedTuple):
+    """The first batches of a contender, to check that all do the same work.
+
+    Attributes:
+        images: (images, height, width, 3).
+        labels: (images,); empty for a contender that makes none.
+    """
+
+    images: Images
+    labels: np.ndarray[Any, Any] = np.empty(0, np.int64)
+
+    @classmethod
+    def of(cls, batches: Iterable[Any]) -> First:
+        """Joins batches ``(images, labels)``."""
+        images, labels = (np.concatenate([np.array(part) for part in parts]) for parts in zip(*batches, strict=True))
+        return cls(images, labels)
+
+
+Check = Callable[[First, First], str]
+"""Compares the first batches of a contender with those of the reference; returns a remark."""
 
 
 class Measure(Protocol):
     """A contender that is set up."""
 
-    first: Images
-    """The images of its first batches."""
+    first: First
+    """Its first batches."""
 
     def __call__(self, seconds: float) -> Figures:
         """Measures for some seconds."""
@@ -146,7 +166,10 @@ def _add_medians(rows: Mapping[str, Row], others: Mapping[str, list[Figures]]) -
 
 
 def _environment() -> dict[str, str]:
-    return os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2", "TOKENIZERS_PARALLELISM": "false"}
+    # One thread of OpenCV in each process, as mploader's workers have it: the processes share the processors already.
+    return os.environ | {
+        "TF_CPP_MIN_LOG_LEVEL": "2", "TOKENIZERS_PARALLELISM": "false", "OPENCV_FOR_THREADS_NUM": "1",
+    }  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -164,8 +187,8 @@ def serve(args: argparse.Namespace, contenders: Mapping[str, SetUp]) -> None:
     except ModuleNotFoundError as error:
         print(json.dumps({"skipped": f"skipped: not installed ({error})"}), file=answers)
         return
-    with tempfile.NamedTemporaryFile(suffix=".npy", delete=False) as file:
-        np.save(file, measure.first)
+    with tempfile.NamedTemporaryFile(suffix=".npz", delete=False) as file:
+        np.savez(file, **measure.first._asdict())
     print(json.dumps({"skipped": "", "first": file.name}), file=answers)
     for line in sys.stdin:
         print(json.dumps(measure(float(line))), file=answers)
@@ -179,12 +202,12 @@ class Stream:
     trainer's CPU is that of the contender's process with all its threads, without its worker processes.
 
     Attributes:
-        first: the images of the first batches, to check that contenders do the same work.
+        first: the first batches, to check that contenders do the same work.
     """
 
     def __init__(self, batches: Iterable[Any]) -> None:
         self._iterator: Iterator[Any] = iter(batches)
-        self.first = np.concatenate([np.array(next(self._iterator)[0]) for _ in range(FIRST_BATCHES)])
+        self.first = First.of(next(self._iterator) for _ in range(FIRST_BATCHES))
 
     def __call__(self, seconds: float) -> Figures:
         """Measures for some seconds."""
@@ -205,15 +228,21 @@ class Stream:
 
 
 def same_pixels(tolerance: float) -> Check:
-    """The first batches are equal work if they agree in shape and dtype, hold the same images in any order, and the
-    pixels differ by a mean of at most this, of 255."""
+    """The first batches are equal work if they agree in shape and dtype, hold the same images with the same labels in
+    any order, and the pixels differ by a mean of at most this, of 255."""
 
-    def check(images: Images, expected: Images) -> str:
-        if images.shape != expected.shape or images.dtype != expected.dtype:
+    def check(first: First, expected: First) -> str:
+        images, wanted = first.images, expected.images
+        if images.shape != wanted.shape or images.dtype != wanted.dtype:
             return f"NOT EQUAL WORK: {images.shape} {images.dtype}"
-        difference = float(np.abs(images.astype(np.int16) - expected[_matches(images, expected)]).mean())
+        matches = _matches(images, wanted)
+        difference = float(np.abs(images.astype(np.int16) - wanted[matches]).mean())
         if difference > tolerance:
             return f"NOT EQUAL WORK: pixels differ by a mean of {difference:.1f}"
+        if len(set(matches)) < len(set(_matches(wanted, wanted))):
+            return "NOT EQUAL WORK: an image comes twice, another never"
+        if len(first.labels) and not np.array_equal(first.labels, expected.labels[matches]):
+            return "NOT EQUAL WORK: the labels differ"
         return f"pixels +-{difference:.1f}"
 
     return check
@@ -226,12 +255,15 @@ def _matches(images: Images, expected: Images) -> Any:
 
 
 def same_brightness(tolerance: float) -> Check:
-    """For random work: shape and dtype agree, and so does the mean within this, of 255."""
+    """For random work: shape and dtype agree, the labels too in any order, and the mean within this, of 255."""
 
-    def check(images: Images, expected: Images) -> str:
-        if images.shape != expected.shape or images.dtype != expected.dtype:
+    def check(first: First, expected: First) -> str:
+        images, wanted = first.images, expected.images
+        if images.shape != wanted.shape or images.dtype != wanted.dtype:
             return f"NOT EQUAL WORK: {images.shape} {images.dtype}"
-        difference = abs(float(images.mean()) - float(expected.mean()))
+        if len(first.labels) and sorted(first.labels) != sorted(expected.labels):
+            return "NOT EQUAL WORK: the labels differ"
+        difference = abs(float(images.mean()) - float(wanted.mean()))
         if difference > tolerance:
             return f"NOT EQUAL WORK: mean brightness differs by {difference:.1f}"
         return f"mean +-{difference:.1f}"
@@ -257,7 +289,8 @@ class _Contender:
         self.skipped: str = answer["skipped"]
         if not self.skipped:
             self._signal(signal.SIGSTOP)
-            self.first = np.load(answer["first"])
+            with np.load(answer["first"]) as first:
+                self.first = First(**first)
             os.unlink(answer["first"])
 
     def measure(self, seconds: float) -> Figures:

@@ -19,10 +19,9 @@ from typing import Any
 
 import common
 import contenders
-import numpy as np
 import peers
 from common import Photographs
-from contenders import Figures, Measure, SetUp
+from contenders import Figures, First, Measure, SetUp
 from decoding import SIZE, whole_image
 
 EPOCH_BATCHES = 20
@@ -34,7 +33,7 @@ class Boundaries:
 
     def __init__(self, batches: Iterator[Any]) -> None:
         self._batches = batches
-        self.first = np.array(next(batches)[0])
+        self.first = First.of([next(batches)])
         self._taken = 1
 
     def __call__(self, seconds: float) -> Figures:

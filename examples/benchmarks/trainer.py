@@ -20,9 +20,8 @@ from typing import Any
 
 import common
 import contenders
-import numpy as np
 import peers
-from contenders import Figures, Measure, SetUp
+from contenders import Figures, First, Measure, SetUp
 from handoff import SHAPE, Numbers, constant
 
 
@@ -32,7 +31,7 @@ class Steps:
     def __init__(self, batches: Iterator[Any], turns: int) -> None:
         self._batches = batches
         self._turns = turns
-        self.first = np.array(next(batches)[0])
+        self.first = First.of([next(batches)])
 
     def __call__(self, seconds: float) -> Figures:
         """Measures for some seconds."""
