@@ -6,8 +6,9 @@
 
 While it runs, workers are killed and stopped at random moments, and every batch is compared with the plan: samples
 lost, duplicated or corrupted must be 0. Memory, processors, descriptors, throughput and pauses are sampled twice a
-second and shown live. At the end it prints a verdict and writes report.json and report.html to --out. Exit status: 0 if
-every check has passed, 1 if not.
+second and shown live. At the end it prints a verdict and writes report.json and report.html to --out. So it does after
+Ctrl-C, after an error of the loader, and after a wait of more than --pause-limit, which ends the test and shows the
+stacks. Exit status: 0 if every check has passed, 1 if not, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -15,182 +16,226 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import itertools
 import logging
+import math
+import os
 import pathlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+import traceback
+from dataclasses import dataclass
 
 import psutil
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
-from stress.chaos import Chaos
+from stress import conditions
+from stress.chaos import Chaos, Incident
+from stress.checker import Checker, Tally
 from stress.live import view
-from stress.report import Check, Report, growth
-from stress.sampling import Progress, Sampler
-from stress.workload import Checker, Indexed, Work
+from stress.report import Check, Report
+from stress.sampling import Progress, Sample, Sampler
+from stress.watchdog import Watchdog, stacks
+from stress.workload import Indexed, Work
 
-from mploader import Loader, Statistics, Verdict
+from mploader import Loader
 from mploader.plan import Plan
 from mploader.sources import open_source
 
 SYNTHETIC_SAMPLES = 20_000
-GROWTH_BYTES = 48 * 2**20
-"""What the trainer may grow by between the second and the last quarter of the test: noise of the allocator."""
-DESCRIPTORS_A_WORKER = 3
 START_S = 20.0
 """How long a replacement may take to give its first batch, on a loaded machine, before a pause counts as too long."""
+REPLACED_S = 5.0
+"""How long the replacements of workers that were killed last may take to be started."""
+LAST_LOOK_S = 2.0
+"""How long a loader that hangs is given to tell its statistics, and its workers to print their stacks."""
+REFRESHES_PER_S = 4
+INTERRUPTED = "interrupted by Ctrl-C"
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What is left of the loader once it is closed.
+class Running:
+    """What is there while the loader is open."""
 
-    Attributes:
-        chaos: what was done to workers.
-        sampler: what was measured.
-        statistics: the loader's.
-        verdict: what limited it.
-        left_out: samples that it found bad.
-    """
-
-    chaos: Chaos
+    loader: Loader
+    checker: Checker
     sampler: Sampler
-    statistics: Statistics
-    verdict: Verdict
-    left_out: set[int]
+    chaos: Chaos
 
 
-@dataclass
 class StressTest:
     """One run of the test.
 
-    Attributes:
+    Args:
         options: the command line.
-        start_s: when it began, on ``time.monotonic()``.
-        restarts: workers replaced so far.
-        progress: what the consumer has got.
+        console: where to show it.
+
+    Attributes:
+        progress: what the trainer waits for.
+        tally: what was found in the batches.
+        ended_by: what has ended it before its time; "" if nothing has.
     """
 
-    options: argparse.Namespace
-    start_s: float = field(default_factory=time.monotonic)
-    restarts: int = 0
-    progress: Progress = field(default_factory=Progress)
+    def __init__(self, options: argparse.Namespace, console: Console) -> None:
+        self.progress = Progress()
+        self.tally = Tally()
+        self.ended_by = ""
+        self._options = options
+        self._console = console
+        self._start_s = time.monotonic()
+        self._end_s = math.inf
+        """When the time is over: set when loading begins, so that a slow start takes nothing of it."""
+        self._due_s = 0.0
+        self._before = psutil.Process().num_fds(), threading.active_count()
+        self._running: Running | None = None
+        self._samples: list[Sample] = []
+        self._incidents: list[Incident] = []
+        self._checks: list[Check] = []
+        self._statistics = self._verdict = self._stacks = ""
+        self._live = Live(
+            console=console, get_renderable=self._view, refresh_per_second=REFRESHES_PER_S, transient=True
+        )
 
-    def run(self, console: Console) -> Report:
-        """Loads and checks until the time is over."""
-        options = self.options
+    def run(self) -> Report:
+        """Loads and checks until the time is over, or until something ends it before."""
+        with Watchdog(self.progress, self._pause_limit_s, self._give_up):
+            try:
+                self._stress()
+            except KeyboardInterrupt:
+                self.ended_by = INTERRUPTED
+            except Exception as error:  # of the loader, or what TensorFlow makes of it
+                self.ended_by, self._stacks = f"{type(error).__name__}: {error}", traceback.format_exc()
+        self._checks += _leftovers(self._before, self._options.tensorflow)
+        return self._report()
+
+    def _stress(self) -> None:
+        """Checks batches while workers are killed and everything is measured."""
+        options = self._options
         source = self._source()
         work = Work(options.image_size, options.bad_rate)
+        with self.progress.waiting("the loader to start"):
+            loader = Loader(
+                source, work, batch_size=options.batch_size, shuffle=True, seed=options.seed,
+                num_workers=options.workers, on_bad_sample="drop", memory=options.memory,
+                stall_timeout=options.stall_timeout,
+            )  # fmt: skip
         plan = Plan(len(source), options.batch_size, options.seed, shuffle=True)
-        checker = Checker(plan, work, is_synthetic=source.source is None)
-        before = psutil.Process().num_fds(), threading.active_count()
-        outcome = self._stress(source, checker, console)
-        self.restarts = outcome.statistics.restarts
-        console.print(self._view(outcome.sampler, checker, outcome.chaos))
-        checks = [
-            *self._content_checks(checker, outcome.left_out),
-            *self._resource_checks(outcome.sampler, outcome.statistics.batches),
-            *_leftovers(before, options.tensorflow),
-        ]
-        return Report(
-            {name: str(value) for name, value in vars(options).items()}, time.monotonic() - self.start_s, checks,
-            outcome.sampler.samples, outcome.chaos.incidents, str(outcome.statistics), str(outcome.verdict),
-        )  # fmt: skip
-
-    def _stress(self, source: Indexed, checker: Checker, console: Console) -> Outcome:
-        """Checks batches while workers are killed and everything is measured."""
-        options = self.options
-        with Loader(
-            source, checker.work, batch_size=options.batch_size, shuffle=True, seed=options.seed,
-            num_workers=options.workers, on_bad_sample="drop", memory=options.memory,
-            stall_timeout=options.stall_timeout,
-        ) as loader:  # fmt: skip
-            chaos = Chaos(lambda: loader.worker_pids, options.kill_rate, options.stall_rate, options.seed, self.start_s)
-            sampler = Sampler(lambda: loader.worker_pids, self.progress, self.start_s)
-            with self._live(console) as live, sampler, chaos:
-                for epoch, position, batch in self._batches(loader):
-                    checker.check(epoch, position, batch)
-                    del batch  # its slot is free before the next batch is asked for
-                    if live.is_started and self.progress.batches % 8 == 0:
-                        self.restarts = loader.statistics().restarts
-                        live.update(self._view(sampler, checker, chaos), refresh=True)
-            left_out = {bad.index for bad in loader.bad_samples()}
-            return Outcome(chaos, sampler, loader.statistics(), loader.explain(), left_out)
+        running = self._running = Running(
+            loader,
+            Checker(plan, source, work, lambda: {bad.index for bad in loader.bad_samples()}, self.tally),
+            Sampler(loader, self.progress, self._start_s),
+            Chaos(lambda: loader.worker_pids, options.kill_rate, options.stall_rate, options.seed, self._start_s),
+        )
+        self._samples, self._incidents = running.sampler.samples, running.chaos.incidents
+        try:
+            with self._live if self._is_shown else contextlib.nullcontext(), running.sampler, running.chaos:
+                self._load(running)
+            self._checks.append(conditions.statistics_agree(loader.statistics(), self.tally, options.tensorflow))
+        finally:
+            self._await_replacements(running)
+            self._take_stock(running)
+            self._running = None
+            with self.progress.waiting("the loader to close"):
+                loader.close()
 
     def _source(self) -> Indexed:
-        if self.options.source == "synthetic":
+        if self._options.source == "synthetic":
             return Indexed(None, SYNTHETIC_SAMPLES)
-        source = open_source(self.options.source)
+        source = open_source(self._options.source)
         return Indexed(source, len(source))
 
-    def _batches(self, loader: Loader) -> Iterator[tuple[int, int, dict[str, Any]]]:
-        """Yields (epoch, position, batch) at the speed of the consumer, until the time is over."""
-        epoch = 0
-        due_s = 0.0
-        while True:
-            dataset = loader.as_dataset().as_numpy_iterator() if self.options.tensorflow else loader
-            batches = enumerate(dataset)
-            while True:
-                self.progress.ask()
-                position, batch = next(batches, (-1, {}))
-                if position < 0:
-                    break
-                self.progress.got()
-                yield epoch, position, batch
-                del batch
-                if time.monotonic() > self.start_s + 60 * self.options.minutes:
-                    return
-                if self.options.speed:
-                    due_s = max(due_s, time.monotonic()) + 1 / self.options.speed
-                    time.sleep(max(0.0, due_s - time.monotonic()))
-            epoch += 1
+    def _load(self, running: Running) -> None:
+        """Takes epoch after epoch until the time is over."""
+        self._end_s = time.monotonic() + 60 * self._options.minutes
+        for epoch in itertools.count():
+            self._load_epoch(epoch, running)
+            if self._is_over:
+                return
 
-    def _live(self, console: Console) -> Live:
-        return Live(console=console, auto_refresh=False, transient=True) if self._shows else _NoLive(console=console)
+    def _load_epoch(self, epoch: int, running: Running) -> None:
+        """Checks the batches of an epoch, at the speed of the consumer, until it or the time is over."""
+        loader = running.loader
+        with self.progress.waiting(f"epoch {epoch} to begin"):
+            batches = loader.as_dataset().as_numpy_iterator() if self._options.tensorflow else iter(loader)
+        for position in itertools.count():
+            with self.progress.waiting(f"batch {position} of epoch {epoch}"):
+                batch = next(batches, None)
+            if batch is None:
+                running.checker.end_epoch(epoch, position)
+                return
+            self.progress.got_batch()
+            running.checker.check(epoch, position, batch)
+            del batch  # its slot is free before the next batch is asked for
+            if self._is_over:
+                return
+            self._keep_pace()
+
+    def _keep_pace(self) -> None:
+        if self._options.speed:
+            self._due_s = max(self._due_s, time.monotonic()) + 1 / self._options.speed
+            time.sleep(max(0.0, self._due_s - time.monotonic()))
 
     @property
-    def _shows(self) -> bool:
-        return sys.stdout.isatty() and not self.options.no_live
+    def _is_over(self) -> bool:
+        return time.monotonic() > self._end_s
 
-    def _view(self, sampler: Sampler, checker: Checker, chaos: Chaos) -> Any:
-        left_s = max(0.0, self.start_s + 60 * self.options.minutes - time.monotonic())
-        return view("mploader stress test", left_s, sampler.samples, checker, chaos, self.restarts,
-                    self.progress.longest_pause_s)  # fmt: skip
+    @property
+    def _pause_limit_s(self) -> float:
+        options = self._options
+        return float(options.stall_timeout + START_S if options.pause_limit is None else options.pause_limit)
 
-    def _content_checks(self, checker: Checker, left_out: set[int]) -> list[Check]:
-        wrong = {index for index in left_out if not checker.work.is_bad(index)}
-        lost = f"{checker.lost} of {checker.samples:,}. {checker.first_fault}"
-        return [
-            Check("no sample is lost", checker.lost == 0, lost),
-            Check("no sample comes twice", checker.duplicated == 0, f"{checker.duplicated}"),
-            Check("no sample is corrupted", checker.corrupted == 0, f"{checker.corrupted}"),
-            Check("only bad samples are left out", not wrong, f"{checker.bad} bad ones; wrongly: {sorted(wrong)[:5]}"),
-            Check("batches were delivered", checker.batches > 0, f"{checker.batches:,}"),
-        ]
+    @property
+    def _is_shown(self) -> bool:
+        return self._console.is_terminal and not self._options.no_live
 
-    def _resource_checks(self, sampler: Sampler, batches: int) -> list[Check]:
-        limit_s = self.options.stall_timeout + START_S
-        memory = growth([sample.trainer_pss for sample in sampler.samples])
-        descriptors = growth([sample.descriptors for sample in sampler.samples])
-        allowed = DESCRIPTORS_A_WORKER * (self.options.workers or 1)
-        pause_s = self.progress.longest_pause_s
-        return [
-            Check("no pause is too long", pause_s <= limit_s, f"{pause_s:.2f} s of at most {limit_s:.0f} s"),
-            Check("the trainer's memory is flat", memory <= GROWTH_BYTES, f"{memory / 2**20:+.1f} MiB"),
-            Check("descriptors are flat", descriptors <= allowed, f"{descriptors:+.0f}"),
-            Check("statistics agree", batches >= self.progress.batches, f"{batches:,} of {self.progress.batches:,}"),
-        ]
+    def _view(self) -> RenderableType:
+        left_s = min(60 * self._options.minutes, max(0.0, self._end_s - time.monotonic()))
+        return view("mploader stress test", left_s, self._samples, self.tally, self._incidents, self.progress)
 
+    def _await_replacements(self, running: Running) -> None:
+        """Gives the loader the time to replace the workers that were killed last."""
+        end_s = time.monotonic() + REPLACED_S
+        with self.progress.waiting("the replacement of the last workers"):
+            while running.loader.statistics().restarts < running.chaos.killed and time.monotonic() < end_s:
+                time.sleep(0.05)
 
-class _NoLive(Live):
-    """A live view where there is no terminal: nothing."""
+    def _take_stock(self, running: Running) -> None:
+        """Draws the conclusions that need the loader. What needs its locks comes last: it may hang."""
+        loader = running.loader
+        pause_s, limit_s = self.progress.longest_pause_s, self._pause_limit_s
+        self._checks.append(
+            Check("no pause is too long", pause_s <= limit_s, f"{pause_s:.2f} s of at most {limit_s:.0f} s")
+        )
+        self._checks += conditions.content(self.tally, running.checker)
+        statistics = loader.statistics()
+        self._checks += conditions.faults(running.chaos, running.sampler, statistics.restarts)
+        self._checks += conditions.resources(self._samples, loader.bad_samples(), loader.num_workers)
+        self._statistics, self._verdict = str(statistics), str(loader.explain())
 
-    def start(self, refresh: bool = False) -> None:
-        """Does nothing."""
+    def _give_up(self, why: str) -> None:
+        """Reports that the test hangs, and ends the process. Called in the watchdog's thread."""
+        try:
+            running = self._running
+            self.ended_by, self._stacks = why, stacks([] if running is None else running.sampler.pids)
+            if running is not None:
+                last_look = threading.Thread(target=self._take_stock, args=(running,), daemon=True)
+                last_look.start()
+                last_look.join(LAST_LOOK_S)
+            self._live.stop()
+            conclude(self._report(), self._options.out, self._console)
+            print(self._stacks, file=sys.stderr, flush=True)
+        finally:
+            os._exit(1)  # the trainer's own thread may wait for ever
+
+    def _report(self) -> Report:
+        self._console.print(self._view())
+        options = self._options
+        ended = Check("the test ran to its end", not self.ended_by, self.ended_by or f"{options.minutes:g} minutes")
+        return Report(
+            {name: str(value) for name, value in vars(options).items()}, time.monotonic() - self._start_s,
+            [ended, *self._checks], self._samples, self._incidents, self._statistics, self._verdict, self._stacks,
+        )  # fmt: skip
 
 
 def _leftovers(before: tuple[int, int], is_tensorflow: bool) -> list[Check]:
@@ -220,6 +265,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--speed", type=float, default=0.0, help="batches a second that the consumer takes; 0: all")
     parser.add_argument("--memory", default=None, help='budget for slots, such as "64MiB"')
     parser.add_argument("--stall-timeout", type=float, default=5.0, help="seconds")
+    limit = f"seconds that the trainer may wait for one thing; None: stall timeout + {START_S:.0f}"
+    parser.add_argument("--pause-limit", type=float, default=None, help=limit)
     parser.add_argument("--tensorflow", action="store_true", help="through tf.data")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("stress-report"))
@@ -228,8 +275,19 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.quick:
         options.minutes, options.kill_rate, options.stall_rate, options.stall_timeout = 0.2, 60.0, 10.0, 2.0
+        options.pause_limit = 10.0
         options.batch_size, options.image_size, options.bad_rate = 16, 32, 0.02
     return options
+
+
+def conclude(report: Report, folder: pathlib.Path, console: Console) -> None:
+    """Writes the reports and prints the verdict."""
+    report.write(folder)
+    for check in report.checks:
+        console.print("[green]passed[/green]" if check.ok else "[red]FAILED[/red]", end="  ")
+        console.print(f"{check.name}: {check.detail}", markup=False)
+    console.print(report.verdict, markup=False)
+    console.print(f"Reports: {folder / 'report.html'} and {folder / 'report.json'}", markup=False)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -237,16 +295,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     logging.getLogger("mploader").setLevel(logging.ERROR)  # each lost worker is a warning, and they are the point
     console = Console(highlight=False)
-    with contextlib.suppress(KeyboardInterrupt):
-        report = StressTest(options).run(console)
-        report.write(options.out)
-        for check in report.checks:
-            mark = "[green]passed[/green]" if check.ok else "[red]FAILED[/red]"
-            console.print(f"{mark}  {check.name}: {check.detail}")
-        console.print(report.verdict)
-        console.print(f"Reports: {options.out / 'report.html'} and {options.out / 'report.json'}")
-        return 0 if report.ok else 1
-    return 130
+    test = StressTest(options, console)
+    report = test.run()
+    conclude(report, options.out, console)
+    if test.ended_by == INTERRUPTED:
+        return 130
+    return 0 if report.ok else 1
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ import contextlib
 import os
 import random
 import signal
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from stress.background import Background
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Incident:
     pid: int
 
 
-class Chaos:
+class Chaos(Background):
     """A thread that kills and stops workers until it is told to end.
 
     Args:
@@ -46,28 +47,22 @@ class Chaos:
         seed: int,
         start_s: float,
     ) -> None:
+        super().__init__("chaos")
         self.incidents: list[Incident] = []
         self._pids = pids
         self._rates = {"kill": kills_per_minute / 60, "stall": stalls_per_minute / 60}
         self._random = random.Random(seed)
         self._start_s = start_s
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="chaos")
 
-    def __enter__(self) -> Chaos:
-        """Starts."""
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
         """Ends."""
-        self._ended.set()
-        self._thread.join()
+        super().end()
         self._pids = list  # what it was refers to the loader, whose memory is to go
 
-    def count(self, kind: str) -> int:
-        """How many incidents of a kind there have been."""
-        return sum(incident.kind == kind for incident in self.incidents)
+    @property
+    def killed(self) -> int:
+        """How many workers have been killed: one that was killed twice, before anybody noticed, counts once."""
+        return len({incident.pid for incident in self.incidents if incident.kind == "kill"})
 
     def _run(self) -> None:
         total = sum(self._rates.values())

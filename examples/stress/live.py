@@ -9,18 +9,25 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from stress.chaos import Chaos
-from stress.sampling import Sample
-from stress.workload import Checker
+from stress.chaos import Incident
+from stress.checker import Tally
+from stress.sampling import Progress, Sample
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 60
+LONG_S = 0.5
+"""Shorter waits are not worth a line."""
 
 
 def view(
-    title: str, left_s: float, samples: Sequence[Sample], checker: Checker, chaos: Chaos, restarts: int, pause_s: float
+    title: str,
+    left_s: float,
+    samples: Sequence[Sample],
+    tally: Tally,
+    incidents: Sequence[Incident],
+    progress: Progress,
 ) -> RenderableType:
-    """Returns what the terminal shows now."""
+    """Returns what the terminal shows now. Called in the thread of the live view, so it asks nobody who may hang."""
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right", style="bold")
     table.add_column()
@@ -29,7 +36,8 @@ def view(
         now = samples[-1]
         for name, text, values in (
             ("batches/s", f"{now.batches_per_s:,.1f}", [sample.batches_per_s for sample in samples]),
-            ("longest wait", f"{now.pause_s:.2f} s, ever {pause_s:.2f} s", [sample.pause_s for sample in samples]),
+            ("longest wait", f"{now.pause_s:.2f} s, ever {progress.longest_pause_s:.2f} s",
+             [sample.pause_s for sample in samples]),
             ("trainer RSS", _size(now.trainer_rss), [sample.trainer_rss for sample in samples]),
             ("trainer PSS", _size(now.trainer_pss), [sample.trainer_pss for sample in samples]),
             ("workers PSS", f"{_size(now.workers_pss)} in {now.workers}", [sample.workers_pss for sample in samples]),
@@ -39,16 +47,19 @@ def view(
             ("descriptors", f"{now.descriptors}, threads {now.threads}", [sample.descriptors for sample in samples]),
         ):  # fmt: skip
             table.add_row(name, text, Text(sparkline(values), style="cyan"))
-    faults = checker.lost + checker.duplicated + checker.corrupted
     checked = Text(
-        f"{checker.batches:,} batches, {checker.samples:,} samples checked: {checker.lost} lost, "
-        f"{checker.duplicated} duplicated, {checker.corrupted} corrupted; {checker.bad:,} bad ones left out",
-        style="red" if faults else "green",
+        f"{tally.batches:,} batches, {tally.samples:,} samples checked: {tally.lost} lost, "
+        f"{tally.duplicated} duplicated, {tally.corrupted} corrupted; {tally.bad:,} bad ones left out",
+        style="red" if tally.faults else "green",
     )
+    kinds = [incident.kind for incident in incidents]
+    restarts = samples[-1].restarts if samples else 0
     done = Text(
-        f"{chaos.count('kill')} kills, {chaos.count('stall')} stalls, {restarts} workers replaced; {left_s:,.0f} s left"
+        f"{kinds.count('kill')} kills, {kinds.count('stall')} stalls, {restarts} workers replaced; {left_s:,.0f} s left"
     )
-    return Panel(Group(table, checked, done), title=title)
+    awaited, waited_s = progress.awaited, progress.waited_s
+    waits = Text(f"waiting {waited_s:.1f} s for {awaited}" if waited_s >= LONG_S else "", style="yellow")
+    return Panel(Group(table, checked, done, waits), title=title)
 
 
 def sparkline(values: Sequence[float]) -> str:

@@ -17,6 +17,10 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 860, 200, 64, 24, 12
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1")
 
 
+FEWEST_VALUES = 8
+"""From fewer a growth cannot be told."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One condition of the verdict.
@@ -44,6 +48,7 @@ class Report:
         incidents: what was done to workers.
         statistics: of the loader, as text.
         verdict: what limited the loader, as text.
+        stacks: where the threads stood when the test was given up; "" if it was not.
     """
 
     options: dict[str, Any]
@@ -53,6 +58,7 @@ class Report:
     incidents: Sequence[Incident]
     statistics: str
     verdict: str
+    stacks: str = ""
 
     @property
     def ok(self) -> bool:
@@ -68,9 +74,11 @@ class Report:
 
 
 def growth(values: Sequence[float]) -> float:
-    """How much a quantity has grown after the start: the median of the last quarter less that of the second."""
-    if len(values) < 8:
-        return 0.0
+    """How much a quantity has grown after the start: the median of the last quarter less that of the second.
+
+    Args:
+        values: at least ``FEWEST_VALUES``.
+    """
     quarter = len(values) // 4
     return _median(values[-quarter:]) - _median(values[quarter : 2 * quarter])
 
@@ -110,6 +118,7 @@ def _page(report: Report) -> str:
     words = "all checks passed" if report.ok else "some checks FAILED"
     return _FORM.format(
         state=state, words=words, seconds=report.seconds, checks=checks, charts="".join(charts), options=options,
+        stacks=f"<h2>Where it stood</h2><pre>{html.escape(report.stacks)}</pre>" if report.stacks else "",
         statistics=html.escape(report.statistics), verdict=html.escape(report.verdict),
         kills=sum(incident.kind == "kill" for incident in report.incidents),
         stalls=sum(incident.kind == "stall" for incident in report.incidents),
@@ -173,6 +182,7 @@ body {{ font: 15px/1.45 system-ui, sans-serif; max-width: 920px; margin: 2em aut
        background: #fff }}
 h1 {{ font-size: 1.5em }} h2 {{ font-size: 1.1em; margin-top: 2em }}
 table {{ border-collapse: collapse }} td, th {{ padding: .2em .8em .2em 0; text-align: left; vertical-align: top }}
+td {{ white-space: pre-line }}
 .ok {{ color: #2f855a }} .bad {{ color: #c53030; font-weight: bold }}
 figure {{ margin: 1.4em 0 }} figcaption {{ font-weight: 600 }} figcaption span {{ font-weight: 400; margin-left: 1em }}
 figcaption i {{ display: inline-block; width: .8em; height: .8em; margin-right: .3em }}
@@ -185,6 +195,7 @@ pre {{ background: #f7fafc; padding: .8em; white-space: pre-wrap; font-size: 12p
 <h1>mploader stress test: <span class="{state}">{words}</span></h1>
 <p>{seconds:,.0f} seconds; {kills} workers killed (red lines), {stalls} stopped (yellow lines).</p>
 <h2>Checks</h2><table>{checks}</table>
+{stacks}
 <h2>Course</h2>{charts}
 <h2>What limits</h2><pre>{verdict}</pre>
 <h2>Statistics of the loader</h2><pre>{statistics}</pre>

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import psutil
+
+from mploader import Loader
+from stress.background import Background
 
 INTERVAL_S = 0.5
 
@@ -30,7 +32,9 @@ class Sample:
         threads: of the trainer.
         workers: alive.
         batches_per_s: delivered a second since the last look.
-        pause_s: longest time that the consumer has waited for one batch since the last look.
+        pause_s: longest time that the consumer has waited for one batch since the last look, or is waiting now.
+        restarts: workers replaced so far.
+        bad_samples: bad samples left out so far; the loader keeps a report of each.
     """
 
     at_s: float
@@ -46,91 +50,121 @@ class Sample:
     workers: int
     batches_per_s: float
     pause_s: float
+    restarts: int
+    bad_samples: int
 
 
 class Progress:
-    """What the consumer tells the sampler."""
+    """What the trainer waits for, as it tells the other threads.
+
+    Attributes:
+        batches: got so far.
+        awaited: what the trainer waits for now; "" if it does not wait.
+    """
 
     def __init__(self) -> None:
         self.batches = 0
-        self.longest_pause_s = 0.0
-        """Of the whole test."""
-        self._recent_s = 0.0
+        self.awaited = ""
         self._asked_s = 0.0
+        self._waited_s = 0.0
+        self._recent_s = 0.0
+        self._longest_s = 0.0
 
-    def ask(self) -> None:
-        """The consumer asks for a batch now."""
-        self._asked_s = time.monotonic()
+    @contextlib.contextmanager
+    def waiting(self, awaited: str) -> Iterator[None]:
+        """A block in which the trainer waits for something."""
+        self._asked_s, self.awaited = time.monotonic(), awaited
+        try:
+            yield
+        finally:
+            self._waited_s, self.awaited = self.waited_s, ""
 
-    def got(self) -> None:
-        """The consumer has got it."""
-        waited_s = time.monotonic() - self._asked_s
-        self._recent_s = max(self._recent_s, waited_s)
-        self.longest_pause_s = max(self.longest_pause_s, waited_s)
+    def got_batch(self) -> None:
+        """What the trainer has waited for last was a batch, and it has got it."""
+        self._recent_s = max(self._recent_s, self._waited_s)
+        self._longest_s = max(self._longest_s, self._waited_s)
         self.batches += 1
 
+    @property
+    def waited_s(self) -> float:
+        """How long the trainer has been waiting for ``awaited``, in seconds."""
+        return time.monotonic() - self._asked_s if self.awaited else 0.0
+
+    @property
+    def longest_pause_s(self) -> float:
+        """The longest wait of the whole test, that of this moment included, in seconds."""
+        return max(self._longest_s, self.waited_s)
+
     def take_recent_pause(self) -> float:
-        """The longest wait since the last call."""
+        """The longest wait since the last call, that of this moment included, in seconds."""
         recent_s, self._recent_s = self._recent_s, 0.0
-        return recent_s
+        return max(recent_s, self.waited_s)
 
 
-class Sampler:
+class Sampler(Background):
     """A thread that looks at the processes until it is told to end.
 
+    The only one that asks the loader while it runs: others read what it has noted, so that a lock of the loader that
+    nobody gives back stops no other thread.
+
     Args:
-        pids: gives the process ids of the workers.
-        progress: what the consumer tells.
+        loader: whose workers to look at.
+        progress: what the trainer tells.
         start_s: when the test started, on ``time.monotonic()``.
+
+    Attributes:
+        samples: what was seen, oldest first.
     """
 
-    def __init__(self, pids: Callable[[], list[int]], progress: Progress, start_s: float) -> None:
+    def __init__(self, loader: Loader, progress: Progress, start_s: float) -> None:
+        super().__init__("sampler")
         self.samples: list[Sample] = []
-        self._pids = pids
+        self._loader: Loader | None = loader
         self._progress = progress
         self._start_s = start_s
         self._trainer = psutil.Process()
         self._workers: dict[int, psutil.Process] = {}
         self._cpu_s: dict[int, float] = {}
         self._seen = (start_s, 0)
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sampler")
 
-    def __enter__(self) -> Sampler:
-        """Starts."""
-        self._thread.start()
-        return self
+    @property
+    def pids(self) -> list[int]:
+        """The process ids of the workers at the last look."""
+        return list(self._workers)
 
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
         """Ends."""
-        self._ended.set()
-        self._thread.join()
-        self._pids = list  # what it was refers to the loader, whose memory is to go
+        super().end()
+        self._loader = None  # its memory is to go
 
     def _run(self) -> None:
+        loader = self._loader
+        assert loader is not None
         while not self._ended.wait(INTERVAL_S):
-            self.samples.append(self._look())
+            self.samples.append(self._look(loader))
 
-    def _look(self) -> Sample:
+    def _look(self, loader: Loader) -> Sample:
         now_s = time.monotonic()
         before_s, before = self._seen
         self._seen = now_s, self._progress.batches
         passed_s = now_s - before_s
         rss = pss = alive = 0
         workers_cpu_s = 0.0
-        known, self._workers = self._workers, {}
-        for pid in self._pids():
+        known, workers = self._workers, {}
+        for pid in loader.worker_pids:
             with contextlib.suppress(psutil.Error):  # it may have been killed a moment ago
-                worker = self._workers[pid] = known.get(pid) or psutil.Process(pid)
+                worker = workers[pid] = known.get(pid) or psutil.Process(pid)
                 memory = worker.memory_full_info()
                 rss, pss, alive = rss + memory.rss, pss + memory.pss, alive + 1
                 workers_cpu_s += self._cpu_since(pid, worker)
+        self._workers = workers
+        statistics = loader.statistics()
         memory = self._trainer.memory_full_info()
         return Sample(
             now_s - self._start_s, memory.rss, memory.pss, rss, pss, memory.shared,
             self._cpu_since(self._trainer.pid, self._trainer) / passed_s, workers_cpu_s / passed_s,
             self._trainer.num_fds(), self._trainer.num_threads(), alive, (self._seen[1] - before) / passed_s,
-            self._progress.take_recent_pause(),
+            self._progress.take_recent_pause(), statistics.restarts, statistics.bad_samples,
         )  # fmt: skip
 
     def _cpu_since(self, pid: int, process: psutil.Process) -> float:
