@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import importlib
 import itertools
 import logging
 import math
@@ -275,7 +276,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.quick:
         options.minutes, options.kill_rate, options.stall_rate, options.stall_timeout = 0.2, 60.0, 10.0, 2.0
-        options.pause_limit = 10.0
+        options.pause_limit = 12.0
         options.batch_size, options.image_size, options.bad_rate = 16, 32, 0.02
     return options
 
@@ -295,6 +296,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     logging.getLogger("mploader").setLevel(logging.ERROR)  # each lost worker is a warning, and they are the point
     console = Console(highlight=False)
+    if options.tensorflow:
+        importlib.import_module("mploader.tfdata")  # which takes longer than anything that the loader does
     test = StressTest(options, console)
     report = test.run()
     conclude(report, options.out, console)
