@@ -98,7 +98,8 @@ def _labelled(batch: Any, class_names: Sequence[str]) -> list[Labelled]:
         shapes = ", ".join(f"{leaf.dtype} {leaf.shape}" for leaf in leaves)
         raise ArgumentError(f"no component is a batch of pictures (batch, height, width, 1 or 3); there are: {shapes}")
     labels = next((leaf for leaf in leaves if leaf.ndim == 1 and leaf.dtype.kind in "iu"), None)
-    low, high = float(pictures.min(initial=0)), float(pictures.max(initial=0))
+    finite = pictures[np.isfinite(pictures)]  # one NaN must not spoil the picture that would show it
+    low, high = float(finite.min(initial=0)), float(finite.max(initial=0))
     return [
         Labelled(_as_bytes(picture, low, high), "" if labels is None else _name(int(labels[place]), class_names))
         for place, picture in enumerate(pictures)
@@ -106,14 +107,14 @@ def _labelled(batch: Any, class_names: Sequence[str]) -> list[Labelled]:
 
 
 def _as_bytes(picture: npt.NDArray[Any], low: float, high: float) -> Picture:
-    """A picture as uint8 RGB. Floats are stretched from the range that the batch seems to be made for."""
+    """A picture as uint8 RGB. Floats are stretched from the range that the batch seems to be made for; NaN is black."""
     if picture.dtype != np.uint8:
         if low >= 0 and high > 1:
             low, high = 0.0, max(255.0, high)
         elif low >= -1 and high <= 1:
             low, high = (0.0, 1.0) if low >= 0 else (-1.0, 1.0)
         stretched = (picture.astype(np.float64) - low) / (high - low)
-        picture = np.rint(np.clip(stretched, 0, 1) * 255).astype(np.uint8)
+        picture = np.rint(np.clip(np.nan_to_num(stretched), 0, 1) * 255).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))
 
 
