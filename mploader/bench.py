@@ -1,32 +1,41 @@
 """Measures how fast this machine loads some files: the library behind ``mploader bench``.
 
-The limit is what bare processes reach that only read and transform: fresh interpreters without slots, batches or a
-trainer. It is measured before and after the loaders, because a machine is rarely as fast a minute later.
+The limit is what bare processes reach that only read and transform: fresh interpreters as workers are, without slots,
+batches or a trainer. It is measured before and after the loaders, because a machine is rarely as fast a minute later.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import os
+import select
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
-import cloudpickle
-
+from mploader import payload
 from mploader.checks import takes_rng
 from mploader.errors import ArgumentError, WorkerError
 from mploader.explain import Verdict, explain
 from mploader.loader import Loader
 from mploader.plan import SampleRandom
+from mploader.process import STDERR_BYTES, environment
 from mploader.resources import usable_cpus
+from mploader.worker import STACKS_SIGNAL, keep_freed_memory
 
 ENOUGH = 0.95
 """Fewer workers are recommended if they reach this part of the best."""
 WARM_UP = 4
 """Samples that a bare process makes before its time is taken: imports, caches."""
+ANSWER_S = 300.0
+"""How long a bare process may take beyond the time that it measures; as the ``stall_timeout`` of a loader."""
+STACKS_S = 1.0
+"""How long one that hangs may take to print its stacks."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ def bench(
     Raises:
         ArgumentError: an argument cannot be meant.
         SampleError: a sample cannot be made into an element.
-        WorkerError: a bare process has ended before its time.
+        WorkerError: a bare process has ended before its time, or hangs.
     """
     cpus = usable_cpus()
     counts = sorted({1, cpus, 2 * cpus} if workers is None else set(workers))
@@ -143,54 +152,82 @@ def measure_limit(source: Any, transform: Callable[..., Any] | None, processes: 
     """Returns how many samples a second bare processes read and transform, all together.
 
     Raises:
-        WorkerError: a process has ended before its time; the message holds what it printed.
+        WorkerError: a process has ended before its time, or hangs; the message holds what it printed.
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        environment.setdefault(name, "1")
-    command = [sys.executable, "-m", "mploader.bench"]
-    running = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                         env=environment)
-        for _ in range(processes)
-    ]  # fmt: skip
-    try:
-        for number, process in enumerate(running):
-            _write(process, cloudpickle.dumps((source, transform, number, processes, seconds)))
-        for process in running:
-            _read(process)  # it is warm
-        for process in running:
-            _write(process, b"\n")
-        return sum(float(_read(process)) for process in running)
-    finally:
-        for process in running:
-            process.kill()
-            process.communicate()
+    with contextlib.ExitStack() as opened:
+        job_fd = payload.pack((source, transform))
+        opened.callback(os.close, job_fd)
+        running = []
+        for number in range(processes):
+            running.append(_Bare(job_fd, number, processes, seconds))
+            opened.callback(running[-1].close)
+        for bare in running:
+            bare.answer(ANSWER_S)  # it is warm
+        for bare in running:
+            bare.go()
+        return sum(float(bare.answer(seconds + ANSWER_S)) for bare in running)
 
 
-def _write(process: subprocess.Popen[bytes], data: bytes) -> None:
-    assert process.stdin is not None
-    try:
-        process.stdin.write(data)
-        process.stdin.flush()
-    except BrokenPipeError:
-        _read(process)
+class _Bare:
+    """One bare process, as the trainer sees it. What it prints goes to a file, which no amount of it fills."""
+
+    def __init__(self, job_fd: int, number: int, step: int, seconds: float) -> None:
+        self._printed = tempfile.TemporaryFile()  # noqa: SIM115  goes with the process
+        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "mploader.bench", *map(str, (job_fd, number, step, seconds))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._printed, pass_fds=[job_fd],
+            env=environment() | {"PYTHONPATH": paths},
+        )  # fmt: skip
+
+    def go(self) -> None:
+        """Lets it measure."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended, as its answer will tell
+            self._process.stdin.write(b"\n")
+            self._process.stdin.flush()
+
+    def answer(self, limit_s: float) -> str:
+        """Waits for its next line.
+
+        Raises:
+            WorkerError: it has ended, or says nothing for so long.
+        """
+        assert self._process.stdout is not None
+        poll = select.poll()
+        poll.register(self._process.stdout, select.POLLIN)
+        if not poll.poll(limit_s * 1000):
+            self._process.send_signal(STACKS_SIGNAL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STACKS_S)
+            raise WorkerError(f"a bare process that measures the limit has said nothing for {limit_s:,.0f} s: the "
+                              f"source or the transform hangs. It printed:\n{self._last_words}")  # fmt: skip
+        line = self._process.stdout.readline().decode()
+        if not line:
+            how = f"a bare process that measures the limit has ended with code {self._process.wait()}"
+            raise WorkerError(f"{how}. It printed:\n{self._last_words}")
+        return line
+
+    @property
+    def _last_words(self) -> str:
+        fd = self._printed.fileno()
+        data = os.pread(fd, STDERR_BYTES, max(0, os.fstat(fd).st_size - STDERR_BYTES))
+        return data.decode(errors="replace").strip()
+
+    def close(self) -> None:
+        """Ends it."""
+        self._process.kill()
+        self._process.communicate()
+        self._printed.close()
 
 
-def _read(process: subprocess.Popen[bytes]) -> str:
-    assert process.stdout is not None
-    assert process.stderr is not None
-    line = process.stdout.readline().decode()
-    if not line:
-        text = process.stderr.read().decode(errors="replace").strip()
-        how = f"a bare process that measures the limit has ended with code {process.wait()}"
-        raise WorkerError(f"{how}. It printed:\n{text}")
-    return line
-
-
-def _bare(stdin: IO[bytes]) -> None:
+def _bare(job_fd: int, number: int, step: int, seconds: float) -> None:
     """The body of a bare process: reads and transforms every n-th sample, again and again, for some seconds."""
-    source, transform, number, step, seconds = cloudpickle.load(stdin)
+    faulthandler.register(STACKS_SIGNAL, all_threads=True)
+    keep_freed_memory()
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what the transform prints is no answer
+    source, transform = payload.unpack(job_fd)
     random = SampleRandom(0) if transform is not None and takes_rng(transform) else None
 
     def make(turn: int) -> None:
@@ -203,14 +240,14 @@ def _bare(stdin: IO[bytes]) -> None:
 
     for turn in range(WARM_UP):
         make(turn)
-    print("warm", flush=True)
-    stdin.readline()
+    print("warm", file=answers)
+    sys.stdin.readline()
     start_s, turn = time.monotonic(), 0
     while time.monotonic() - start_s < seconds:
         make(turn)
         turn += 1
-    print(turn / (time.monotonic() - start_s), flush=True)
+    print(turn / (time.monotonic() - start_s), file=answers)
 
 
 if __name__ == "__main__":
-    _bare(sys.stdin.buffer)
+    _bare(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))

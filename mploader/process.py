@@ -90,7 +90,7 @@ class WorkerProcess:
             stdin=subprocess.DEVNULL,
             stderr=stderr_write,
             pass_fds=passed,
-            env=_environment(),
+            env=environment(),
             start_new_session=True,
         )
         self.pid = self._popen.pid
@@ -264,8 +264,6 @@ def _above_standard(fd: int, opened: contextlib.ExitStack) -> int:
     return duplicate
 
 
-def _environment() -> dict[str, str]:
-    environment = dict(os.environ)
-    for name in _SINGLE_THREADED:
-        environment.setdefault(name, "1")  # the workers together use all cores already
-    return environment
+def environment() -> dict[str, str]:
+    """The environment of a worker."""
+    return dict.fromkeys(_SINGLE_THREADED, "1") | os.environ  # the workers together use all cores already

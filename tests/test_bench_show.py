@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
+import sys
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mploader import WorkerError, cli
+from mploader import Loader, WorkerError, cli, process
 from mploader.bench import BenchReport, bench, measure_limit
 from mploader.errors import ArgumentError, SampleError
 from mploader.pictures import NO_LABEL, find_picture
@@ -59,6 +62,46 @@ def fail(sample: int) -> int:
 def test_a_transform_that_fails_in_a_bare_process_is_told() -> None:
     with pytest.raises(WorkerError, match="ValueError: sample 0 is bad"):
         measure_limit(range(10), fail, 1, 0.1)
+
+
+def print_much(sample: int) -> int:
+    print("a line that is no answer")
+    sys.stderr.write("w" * 70_000)  # more than a pipe holds
+    return sample
+
+
+def test_what_a_transform_prints_in_a_bare_process_disturbs_nobody() -> None:
+    assert measure_limit(range(10), print_much, 1, 0.05) > 0
+
+
+def wait_for_ever(_: int) -> None:
+    threading.Event().wait()
+
+
+def test_a_transform_that_hangs_in_a_bare_process_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mploader.bench.ANSWER_S", 3.0)
+    with pytest.raises(WorkerError, match=r"has said nothing for 3 s: the source or the transform hangs"):
+        measure_limit(range(10), wait_for_ever, 1, 0.1)
+
+
+def tell_conditions(_: int) -> None:
+    block = np.ones(2**23, np.uint8)
+    heap = next(line for line in open("/proc/self/maps") if "[heap]" in line).split()[0].split("-")  # noqa: SIM115
+    kept = int(heap[0], 16) <= block.ctypes.data < int(heap[1], 16)
+    raise ValueError(f"threads {[os.environ.get(name) for name in process._SINGLE_THREADED]}, kept {kept}")
+
+
+def test_a_bare_process_works_under_the_conditions_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")  # as the user wants it
+    monkeypatch.delenv("OPENCV_FOR_THREADS_NUM", raising=False)
+    with pytest.raises(WorkerError, match="ValueError: threads") as bare:
+        measure_limit(range(10), tell_conditions, 1, 0.1)
+    with pytest.raises(SampleError, match="ValueError: threads") as worker:
+        Loader(range(10), tell_conditions, batch_size=1, num_workers=1)
+    told = [re.findall(r"ValueError: (threads.*)", str(error.value))[0] for error in (bare, worker)]
+    assert told[0] == told[1]
+    assert told[0].startswith("threads ['3', ")
+    assert told[0].endswith("'1'], kept True")
 
 
 @pytest.mark.parametrize("workers", ["0", "1,x", ""])
@@ -124,6 +167,17 @@ def test_a_name_that_cannot_be_imported_is_refused(
 def test_pictures_of_every_range_look_the_same(picture: np.ndarray, grey: int) -> None:
     page = np.asarray(draw([(picture, np.array([7]))], columns=1))
     assert tuple(page[6 + CELL // 2, 6 + CELL // 2]) == (grey, grey, grey)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_no_number_spoils_no_other(bad: float) -> None:
+    picture = np.full((1, 8, 8, 3), 51.0, np.float32)
+    picture[0, 0, 0] = bad
+    page = np.asarray(draw([picture], columns=1))
+    left = top = 6 + (CELL - 8) // 2
+    assert tuple(page[top + 4, left + 4]) == (51, 51, 51)
+    assert tuple(page[top, left]) == ((255,) * 3 if bad == np.inf else (0,) * 3)
 
 
 def test_batches_without_pictures_are_refused() -> None:
