@@ -6,15 +6,24 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mploader.synth import synthesize
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "examples" / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import common  # noqa: E402
+import epoch_boundary  # noqa: E402
+import memory  # noqa: E402
+
 SHORT = ["--rounds", "1", "--seconds", "0.05"]
 
 
@@ -27,11 +36,16 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rows(script: str, *arguments: Any, path: Path = ROOT) -> dict[str, dict[str, Any]]:
     """Runs a benchmark and returns the rows of its table by their name."""
-    command = [sys.executable, str(BENCHMARKS / f"{script}.py"), "--json", *map(str, arguments)]
+    return {row["name"]: row for row in json.loads(printed(script, "--json", *arguments, path=path))["rows"]}
+
+
+def printed(script: str, *arguments: Any, path: Path = ROOT) -> str:
+    """Runs a benchmark and returns what it prints."""
+    command = [sys.executable, str(BENCHMARKS / f"{script}.py"), *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(path), str(ROOT)])}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    return {row["name"]: row for row in json.loads(done.stdout)["rows"]}
+    return done.stdout
 
 
 def measured(found: dict[str, dict[str, Any]], *names: str) -> None:
@@ -97,3 +111,68 @@ def test_epoch_boundary(photographs: Path) -> None:
     found = rows("epoch_boundary", *SHORT, "--data", photographs, "--batch-size", 2, "--only", *names)
     measured(found, *names)
     assert float(found[names[0]]["extra"]["boundaries"]) == 2
+
+
+def test_epoch_boundary_skips_what_was_made_before_its_turn() -> None:
+    taken = 0
+
+    def batches() -> Iterator[Any]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2)
+
+    measure = epoch_boundary.Boundaries(batches())
+    for _ in range(3):
+        before = taken
+        assert measure(0.0)["boundaries"] == 2
+        skipped = taken - before - 2 * epoch_boundary.EPOCH_BATCHES
+        assert skipped >= epoch_boundary.EPOCH_BATCHES
+        assert taken % epoch_boundary.EPOCH_BATCHES == 0
+
+
+def test_statistics_cost() -> None:
+    names = ["trainer, a batch is made", "trainer, a batch is delivered", "worker, a batch, each sample timed",
+             "worker, a batch, one in 16 timed", "worker, its processor time is read"]  # fmt: skip
+    measured(rows("statistics_cost", "--rounds", 1), *names)
+
+
+def test_a_table_is_printed() -> None:
+    table = printed("plan_scale", "--rounds", 2, "--sizes", 1000)
+    assert "A shuffled batch of 64 samples" in table
+    assert "ms, median" in table
+    assert "lowest - highest" in table
+    assert "1,000 samples" in table
+    assert "Python" in table
+
+
+def test_a_plot_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    printed("plan_scale", "--rounds", 2, "--sizes", 1000, 2000, "--plot", tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_package_that_is_missing_is_named_beside_the_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = metadata.version
+
+    def version(name: str) -> str:
+        if name == "opencv-python-headless":
+            raise metadata.PackageNotFoundError(name)
+        return known(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert "opencv-python-headless not installed" in common.machine()
+
+
+@pytest.mark.parametrize(
+    ("name", "is_transport"),
+    [
+        ("/memfd:mploader (deleted)", True),
+        ("/memfd:mploader-batch (deleted)", True),
+        ("/memfd:mploader-job (deleted)", False),
+        ("/usr/lib/libc.so.6", False),
+    ],
+)
+def test_memory_leaves_out_what_batches_travel_in_and_nothing_else(name: str, is_transport: bool) -> None:
+    mapping = f"7f2c60000000-7f2c60a00000 rw-s 00000000 00:01 2057                       {name}\n"
+    assert (memory.TRANSPORT.search(mapping) is not None) is is_transport

@@ -161,9 +161,16 @@ def machine() -> str:
     with open("/proc/cpuinfo") as file:
         model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), model)
     versions = ", ".join(
-        f"{name} {metadata.version(name)}" for name in ("numpy", "tensorflow", "simplejpeg", "opencv-python-headless")
+        f"{name} {_version(name)}" for name in ("numpy", "tensorflow", "simplejpeg", "opencv-python-headless")
     )
     return f"{len(os.sched_getaffinity(0))} cores of {model}, Python {platform.python_version()}, {versions}"
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # or it is there under another name, such as opencv-python
+        return "not installed"
 
 
 def _plot(path: Path, title: str, unit: str, rows: Sequence[Row]) -> None:

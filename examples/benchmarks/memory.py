@@ -30,7 +30,8 @@ from handoff import Numbers
 
 SMALL = np.zeros((8, 8, 3), np.uint8)
 WARM_BATCHES = 2_000
-TRANSPORT = re.compile(r"/memfd:mploader\b|/dev/shm/|/torch_")
+TRANSPORT = re.compile(r"/memfd:mploader(-batch)? |/dev/shm/|/torch_")
+"""Names of mappings that batches travel in: mploader-job, say, is the source, and counts."""
 MIB = 1024
 
 

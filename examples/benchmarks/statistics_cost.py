@@ -3,9 +3,10 @@
     python examples/benchmarks/statistics_cost.py
 
 Takes the time of everything that is done for the statistics alone: in a worker for a batch of 64 samples, in the
-trainer for each batch. Processor time of one thread, the least of 15 rounds, so that a busy machine disturbs it little.
-Beside it stands what such a batch takes: 64 photographs on one core (1,028 images a second with two workers), and the
-hand-off goal of 400 batches a second with two workers whose transform returns an array that it has ready.
+trainer for each batch. Processor time of one thread. The shares below the table are of the least of 15 rounds, which a
+busy machine disturbs little, and of what such a batch takes: 64 photographs on one core (1,028 images a second with two
+workers), and the hand-off goal of 400 batches a second with two workers whose transform returns an array that it has
+ready.
 
 Latest, on two cores with other load::
 
@@ -20,6 +21,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import common
+from common import Row
+
 from mploader import messages
 from mploader.schedule import Schedule
 from mploader.stages import STRIDE, Stages, sample_bytes
@@ -28,17 +32,15 @@ from mploader.statistics import Counters, Handover
 SAMPLES = 64
 PHOTOGRAPHS_US = 1e6 * SAMPLES / (1028 / 2)
 HAND_OFF_US = 1e6 / (400 / 2)
+REPEATS = 200
 
 
-def cost_us(function: Callable[[], object], repeats: int = 1000, rounds: int = 15) -> float:
-    """Returns the processor time of one call in microseconds, the least of some rounds."""
-    least = float("inf")
-    for _ in range(rounds):
-        started_ns = time.thread_time_ns()
-        for _ in range(repeats):
-            function()
-        least = min(least, (time.thread_time_ns() - started_ns) / repeats / 1e3)
-    return least
+def cost_us(function: Callable[[], object]) -> float:
+    """Returns the processor time of one call in microseconds."""
+    started_ns = time.thread_time_ns()
+    for _ in range(REPEATS):
+        function()
+    return (time.thread_time_ns() - started_ns) / REPEATS / 1e3
 
 
 def worker_batch(stages: Stages, stride: int) -> None:
@@ -60,8 +62,8 @@ def worker_batch(stages: Stages, stride: int) -> None:
     stages.end_batch(time.monotonic_ns())
 
 
-def main() -> None:
-    """Measures and prints."""
+def work() -> dict[str, Callable[[], object]]:
+    """What is done for the statistics, by name."""
     counters, schedule, stages = Counters(2), Schedule(10, 4), Stages()
     message = messages.Filled(*([1] * len(messages.Filled.__dataclass_fields__)))
 
@@ -69,18 +71,30 @@ def main() -> None:
         times = time.monotonic_ns(), time.monotonic_ns(), time.monotonic_ns()
         counters.delivered(Handover(0, 5, SAMPLES, 9_000_000, 0, False, times[0], *times), schedule.counts())
 
-    made = cost_us(lambda: counters.filled(0, message, time.monotonic_ns(), schedule.counts()))
-    delivered = cost_us(deliver)
-    each = cost_us(lambda: worker_batch(stages, 1), 200)
-    some = cost_us(lambda: worker_batch(stages, STRIDE), 200)
-    processor = cost_us(stages._clock.read)
-    share = 400 * (made + delivered) / 1e6
-    print(f"trainer: {made:.1f} us when a batch is made, {delivered:.1f} us when it is delivered: {share:.2%} of one "
-          "core at 400 batches/s")  # fmt: skip
-    print(f"worker, {SAMPLES} samples: {each:.1f} us if each is timed, {some:.1f} us if one in {STRIDE} is; processor "
-          f"time {processor:.1f} us")  # fmt: skip
-    print(f"of a batch of photographs ({PHOTOGRAPHS_US:,.0f} us): {(each + processor) / PHOTOGRAPHS_US:.3%}")
-    print(f"of a batch at the hand-off goal ({HAND_OFF_US:,.0f} us): {(some + processor / 4) / HAND_OFF_US:.2%}")
+    return {
+        "trainer, a batch is made": lambda: counters.filled(0, message, time.monotonic_ns(), schedule.counts()),
+        "trainer, a batch is delivered": deliver,
+        "worker, a batch, each sample timed": lambda: worker_batch(stages, 1),
+        f"worker, a batch, one in {STRIDE} timed": lambda: worker_batch(stages, STRIDE),
+        "worker, its processor time is read": stages._clock.read,
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    args = common.parser(__doc__, rounds=15).parse_args()
+    functions = work()
+    rows = {name: Row(name) for name in functions}
+    for _ in range(args.rounds):
+        for name, function in functions.items():
+            rows[name].values.append(cost_us(function))
+    made, delivered, each, some, processor = (min(row.values) for row in rows.values())
+    notes = [
+        f"trainer: {400 * (made + delivered) / 1e6:.2%} of one core at 400 batches/s",
+        f"worker: {(each + processor) / PHOTOGRAPHS_US:.3%} of a batch of photographs ({PHOTOGRAPHS_US:,.0f} us)",
+        f"worker: {(some + processor / 4) / HAND_OFF_US:.2%} of a batch at the hand-off goal ({HAND_OFF_US:,.0f} us)",
+    ]
+    common.report(args, f"The cost of statistics, batches of {SAMPLES}", "us", list(rows.values()), notes=notes)
 
 
 if __name__ == "__main__":
