@@ -18,7 +18,7 @@ from mploader.synth import synthesize
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "examples" / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
+sys.path.append(str(BENCHMARKS))
 
 import common  # noqa: E402
 import epoch_boundary  # noqa: E402
