@@ -17,9 +17,10 @@ Guarantees, each searched exhaustively in ``tests/test_schedule.py``:
 * No slot has two writers. A slot whose worker may still be alive is LEASED or QUARANTINED, never FREE.
 * No state is stuck. Positions are leased in order, so the head of a run comes first; if every slot holds batches that
   nobody waits for, the one that is needed last is *spilled*: copied into memory of the trainer, and its slot given to
-  the one that is waited for. At most ``slots - reserved`` slots are lent, so the consumer can never hold them all;
-  beyond that a batch is to be copied out. A run has at most ``limit`` batches that are not delivered, so spilling is
-  bounded.
+  the one that is waited for. At most ``slots - reserved`` slots are lent or quarantined when another one is lent, so
+  the consumer can never hold them all; beyond that a batch is to be copied out. A run has at most ``limit`` batches
+  that are not delivered, so spilling is bounded. Workers that do not die may take even the reserved slots: whoever
+  waits then is *starved*, until the consumer drops a batch or such a worker dies.
 """
 
 from __future__ import annotations
@@ -247,7 +248,8 @@ class Schedule:
             return Taken(task.number, failed=True)
         if task.slot < 0:
             return Taken(task.number, failed=False)
-        copy = self.count(SlotState.LENT) >= len(self._slots) - self._reserved
+        away = self.count(SlotState.LENT) + self.count(SlotState.QUARANTINED)
+        copy = away >= len(self._slots) - self._reserved
         self._move_slot(task.slot, "take", task.number)
         return Taken(task.number, False, task.slot, self._slots[task.slot].generation, copy)
 
@@ -280,6 +282,17 @@ class Schedule:
         """Whether a consumer waits for this task right now."""
         found = self._tasks.get(task)
         return found is not None and found.position in self._runs[found.run].waiting
+
+    @property
+    def is_starved(self) -> bool:
+        """Whether somebody waits for a batch and no slot is left to make it in: some are held by workers that do not
+        die, and the others by the consumer."""
+        in_use = (SlotState.FREE, SlotState.LEASED, SlotState.READY)  # a ready one is taken soon, or makes room
+        return (
+            self.count(SlotState.QUARANTINED) > 0
+            and not any(map(self.count, in_use))
+            and any(run.waiting for run in self._runs.values())
+        )
 
     def snapshot(self) -> tuple[object, ...]:
         """Everything that decides about the future, hashable: two schedules with one snapshot behave alike."""

@@ -96,7 +96,7 @@ class Taken:
         task: its number.
         failed: the batch could not be made; there is no slot.
         slot: where it lies; the slot stays lent until :meth:`Schedule.release`. -1: in memory of the trainer.
-        copy: too many slots are lent already: copy the batch out and release the slot at once.
+        copy: too many slots are lent or quarantined already: copy the batch out and release the slot at once.
     """
 
     task: int
