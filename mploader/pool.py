@@ -245,7 +245,12 @@ class Pool:
                 assert ledger.schedule is not None
                 slots = ledger.schedule.counts()
                 ledger.wake_for_work()
-            batch = self._hand_over(taken, result)
+            try:
+                batch = self._hand_over(taken, result)
+            except ClosedError:
+                with ledger.lock:
+                    ledger.check()  # the memory went with the supervising thread, for a reason of its own
+                raise
             got_ns = time.monotonic_ns()
             self._counters.delivered(
                 Handover(run, heads[run], result.samples, result.size, len(result.reports), taken.copy, left_ns,
