@@ -36,6 +36,8 @@ from mploader.streams import StreamFailedError, StreamJob, Streams
 
 RETRY_PAUSES_S = (0.1, 0.5, 2.0)
 """Waits before a read that failed for a reason of the machine is tried again."""
+STEP_S = 0.1
+"""How often a worker that waits shows that it is not stuck."""
 
 STACKS_SIGNAL = signal.SIGUSR1
 """Makes a worker print the stacks of its threads, even while it is stuck in C code."""
@@ -112,8 +114,9 @@ class Samples:
             except BaseException as error:  # user code: StopIteration and SystemExit included
                 if pause_s is None or not reports.is_environment(error):
                     raise _SampleFailedError(reports.report_exception(index, self.where(index), error)) from None
-            time.sleep(pause_s)
-            self._area.step(self._area.ordinal, index)
+            for _ in range(round(pause_s / STEP_S)):
+                time.sleep(STEP_S)
+                self._area.step(self._area.ordinal, index)
 
     def _attempt(self, epoch: int, index: int) -> Any:
         stages = self.stages

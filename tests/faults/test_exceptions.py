@@ -68,6 +68,15 @@ def test_a_read_that_fails_once_is_tried_again_and_delivered(policy: str) -> Non
         assert loader.bad_samples() == []
 
 
+def test_the_pauses_between_reads_are_no_stall() -> None:
+    source = FlakySource(range(12), failures=10**6, bad=[7])
+    with (
+        Loader(source, batch_size=4, num_workers=2, on_bad_sample="drop", stall_timeout=0.5) as loader,
+        pytest.raises(ResourceError, match=r"sample 7 .*Input/output error"),
+    ):
+        list(loader)
+
+
 def test_no_descriptors_is_a_fault_of_the_machine() -> None:
     with (
         Loader(range(12), raising.exhaust_descriptors, batch_size=4, num_workers=1, on_bad_sample="replace") as loader,
