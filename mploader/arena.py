@@ -64,6 +64,11 @@ class WorkerArea:
         """The task that the worker has taken up, or ``NOTHING_IN_HAND``. Its other leases it has not looked at."""
         return self._words[3]
 
+    @property
+    def depends_on_epoch(self) -> bool:
+        """Whether the worker is at something that may go otherwise with the same sample in another epoch."""
+        return bool(self._words[4])
+
     def take_up(self, task: int) -> None:
         """Says which task the worker begins now."""
         self._words[1] = NOTHING_IN_HAND
@@ -72,9 +77,14 @@ class WorkerArea:
 
     def step(self, ordinal: int, sample: int = NOTHING_IN_HAND) -> None:
         """Says which sample the worker takes in hand now."""
+        self._words[4] = 0
         self._words[2] = sample
         self._words[1] = ordinal
         self._words[0] += 1
+
+    def enter_epoch(self) -> None:
+        """Says that what comes now may go otherwise in another epoch: a transform that takes random numbers, say."""
+        self._words[4] = 1
 
     def write_text(self, data: bytes) -> int:
         """Stores at most 64 KiB and returns how many bytes were stored."""

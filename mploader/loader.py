@@ -20,9 +20,10 @@ from mploader import payload, resources
 from mploader import position as positions
 from mploader.arena import TEXT_BYTES
 from mploader.bad_limit import BadLimit
+from mploader.blame import MAX_HANGS_IN_A_ROW
 from mploader.buckets import BucketBy, LengthsOf
 from mploader.checks import seconds, whole_number
-from mploader.errors import ArgumentError, ResourceError, SampleError, SpecError
+from mploader.errors import ArgumentError, LoaderError, ResourceError, SampleError, SpecError, StallError
 from mploader.explain import Verdict, explain
 from mploader.layout import make_layout, make_whole_layout, varying_bytes
 from mploader.order import ShardShuffle, arrange
@@ -79,6 +80,7 @@ class Loader:
     Raises:
         ArgumentError: an argument cannot be meant, or cannot be sent to a worker.
         SampleError: none of the first samples can be made into an element.
+        StallError: workers hang at their start, or on the first sample (several of them, if bad samples are skipped).
         ResourceError: the machine does not grant memory, processes or descriptors.
         WorkerError: no worker can be kept alive.
     """
@@ -435,12 +437,18 @@ class Loader:
     def _describe_element(self) -> Description:
         """Learns what an element looks like from the first sample that is good."""
         last = self._plan.num_samples - 1
-        first_error: SampleError | None = None
+        first_error: LoaderError | None = None
+        hung = 0
         for index in sorted({*self._spread_samples(), *range(min(last + 1, SAMPLES_TO_DESCRIBE))}):
             try:
                 return self._describe(index)
             except SampleError as error:
-                first_error = first_error or error
+                first_error, hung = first_error or error, 0
+            except StallError as error:
+                first_error, hung = first_error or error, hung + 1
+                # What has ended all workers comes again each time.
+                if self._on_bad_sample == "raise" or hung == MAX_HANGS_IN_A_ROW:
+                    raise
         assert first_error is not None
         if self._on_bad_sample == "raise":
             raise first_error
@@ -463,8 +471,9 @@ class Loader:
 
     def _describe_spread(self) -> dict[int, Description]:
         """Describes samples here and there, those that are good; of the others a run tells when they come up."""
+        bad = (SampleError, SpecError) if self._on_bad_sample == "raise" else (SampleError, SpecError, StallError)
         for index in self._spread_samples():
-            with suppress(SampleError, SpecError):
+            with suppress(*bad):
                 self._describe(index)
         return dict(sorted(self._described.items()))
 

@@ -85,7 +85,11 @@ class Pool:
             self._counters = Counters(num_workers)
             self._num_workers = num_workers
             self._trace: Trace | None = None
-            blame = Blame(num_workers, per_epoch=isinstance(job, Job) and job.takes_rng())
+            blame = Blame(
+                num_workers,
+                per_epoch=isinstance(job, Job) and (job.takes_rng() or job.source_changes()),
+                skips=isinstance(job, Job) and job.on_bad_sample != "raise",
+            )
             try:
                 self._ledger = Ledger(self._arena)
                 opened.callback(self._close_ledger)

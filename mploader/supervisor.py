@@ -47,6 +47,8 @@ UNKILLABLE_S = 5.0
 """A worker that is not dead so long after SIGKILL hangs in the kernel: its slots are given up."""
 START_TIMEOUT_S = 60.0
 """A worker may take at least so long to import what it needs, however soon a sample counts as stalled."""
+CLOSED_S = 1.0
+"""How long a worker may live on that has closed its channel: one that ends is dead by then."""
 STACKS_S = 0.5
 """How long a stalled worker may take to print its stacks."""
 RETRY_START_S = (0.1, 0.5, 2.0, 10.0)
@@ -73,6 +75,8 @@ class _Worker:
         self.progress = -1
         self.progress_s = time.monotonic()
         self.stacks_asked_s: float | None = None
+        self.closed_s: float | None = None
+        """When it was seen to have closed its channel."""
         self.is_abandoned = False
 
 
@@ -119,6 +123,10 @@ class Supervisor:
         self._blame = blame
         self._last_words: dict[int, str] = {}
         """What the last worker printed that a condemned sample has killed, by sample."""
+        self._stacks: dict[int, str] = {}
+        """What the workers printed that have hung since a batch was made, by index."""
+        self._starved_s: float | None = None
+        """Since when no slot is left to work with."""
         self._to_print: list[str] = []
         self._to_log: list[str] = []
 
@@ -309,7 +317,8 @@ class Supervisor:
             self._unregister(worker.process.channel.fileno())
             worker.process.kill()
         if worker.process.is_closed_by_peer:
-            self._unregister(worker.process.channel.fileno())  # its pidfd tells the rest
+            self._unregister(worker.process.channel.fileno())  # its pidfd tells the rest, or its deadline
+            worker.closed_s = worker.closed_s or time.monotonic()
 
     def _accept(self, worker: _Worker, message: messages.Message, overflow: Array | None) -> bool:
         """Carries out one message. False: it makes no sense now."""
@@ -339,7 +348,7 @@ class Supervisor:
 
     def _answer_description(self, worker: _Worker, answer: Description | LoaderError) -> None:
         worker.describing = False
-        self._blame.made(DESCRIPTION)
+        self._made(DESCRIPTION)
         self._ledger.to_describe, self._ledger.description = None, answer
         self._ledger.changed.notify_all()
 
@@ -372,12 +381,17 @@ class Supervisor:
                 schedule.filled(lease)
             result = Result(message.samples, message.batch_bytes, found, overflow, is_last)
             self._counters.filled(worker.process.index, message, time.monotonic_ns(), schedule.counts())
-        self._blame.made(message.task)
+        self._made(message.task)
         if schedule.has_task(message.task):
             self._ledger.results[message.task] = result
             if schedule.is_waited_for(message.task):
                 self._ledger.changed.notify_all()
         return True
+
+    def _made(self, task: int) -> None:
+        """A batch was made, or a sample described: whatever has hung or ended before, workers work."""
+        self._blame.made(task)
+        self._stacks.clear()
 
     def _with_last_words(self, found: list[SampleReport]) -> list[SampleReport]:
         """Adds to the reports on samples that have killed workers what the last of these printed."""
@@ -410,29 +424,37 @@ class Supervisor:
         if worker.stacks_asked_s is None and worker.broken is None:
             self._to_log.append(f"{process.name} (pid {process.pid}) {describe_ending(status)}; it is replaced and "
                                 "nothing is lost")  # fmt: skip
+        if worker.stacks_asked_s is not None and process.killed_s is None:
+            self._count_stalls([worker])  # the request for its stacks has ended it, as a signal does without a handler
         if self._ledger.schedule is not None:
             # A worker that had not taken its first lease up says nothing about it by its end.
             lost = self._ledger.schedule.worker_lost(process.number, None if at.task == NO_TASK else at.ordinal)
             self._fail_hopeless(lost, worker, status)
-        self._blame_for(worker, at, status)
+        if not worker.is_abandoned:  # otherwise that was done when it was given up
+            self._blame_for(worker, at, status)
         worker.describing = False
 
     def _in_hand(self, worker: _Worker) -> InHand:
         """What a worker was at."""
         area = worker.area
         if worker.describing:
-            return InHand(DESCRIPTION, 0, area.ordinal, area.sample)
+            return InHand(DESCRIPTION, 0, area.ordinal, area.sample, depends_on_epoch=area.depends_on_epoch)
         schedule = self._ledger.schedule
         leases = () if schedule is None else schedule.leases(worker.process.number)
-        if leases and leases[0].task == area.task:
-            return InHand(area.task, leases[0].epoch, area.ordinal, area.sample)
-        return InHand()
+        if not leases or leases[0].task != area.task:
+            return InHand()
+        lease, place = leases[0], -1
+        if lease.stream < 0 and area.ordinal >= 0:
+            assert self._ledger.layout is not None
+            place = lease.first + lease.position * self._ledger.layout.capacity + area.ordinal
+        return InHand(area.task, lease.epoch, area.ordinal, area.sample, place, area.depends_on_epoch)
 
     def _blame_for(self, worker: _Worker, at: InHand, status: int) -> None:
         """Draws the conclusion from the end of a worker.
 
         Raises:
             WorkerError: workers end over and over.
+            StallError: they hang over and over.
         """
         process = worker.process
         if worker.broken is not None and not self._ever_ready:
@@ -441,7 +463,9 @@ class Supervisor:
         if at.ordinal < 0:
             if status == STALLED:
                 return
-            text = self._blame.ended_early(status, process.killed_s is not None, time.monotonic())
+            text = self._blame.ended_early(
+                status, process.killed_s is not None, time.monotonic(), was_ready=self._ever_ready
+            )
             if text is not None:
                 raise WorkerError(f"{text} ({process.name}, pid {process.pid}).{_printed(process)}\n"
                                   f"{worker.broken or ''}".rstrip())  # fmt: skip
@@ -450,6 +474,9 @@ class Supervisor:
         if sentence is None:
             return
         self._last_words[at.sample] = process.printed
+        if status == STALLED and self._blame.too_many_hang(at):
+            raise self._general_stall("samples that stand side by side have each hung all their workers, so it is "
+                                      "hardly the samples")  # fmt: skip
         if self._blame.too_many_condemned():
             raise WorkerError(
                 f"many samples have each killed {MAX_ATTEMPTS} workers, so it is hardly the samples; the last worker, "
@@ -489,21 +516,44 @@ class Supervisor:
         for worker in list(self._workers.values()):
             if worker.process.killed_s is not None:
                 self._watch_killed(worker, now)
+            elif worker.closed_s is not None and now - worker.closed_s > CLOSED_S:
+                self._to_log.append(f"{worker.process.name} (pid {worker.process.pid}, {worker.process.state}) has "
+                                    "closed its channel and lives on; it is replaced")  # fmt: skip
+                worker.process.kill()
             elif self._is_late(worker, now):
                 late.append(worker)
-        is_general = False
         for worker in late:
             self._to_log.append(f"{worker.process.name} (pid {worker.process.pid}, {worker.process.state}) has made no "
-                                f"progress for {self._stall_timeout_s:g} s; it is replaced")  # fmt: skip
-            is_general |= self._blame.stalled(self._in_hand(worker), worker.process.index)
-        if is_general:
-            raise StallError(
-                f"no worker has made progress for {self._stall_timeout_s:g} s (stall_timeout). If reading or the "
-                "transform may take so long for one sample, raise stall_timeout=; otherwise see where they hang:\n\n"
-                + "\n".join(f"{each.process.name} ({each.process.state}):{_printed(each.process)}" for each in late)
-            )
+                                f"progress for {self._patience_s(worker):g} s; it is replaced")  # fmt: skip
+        self._count_stalls(late)
         for worker in late:
             worker.process.kill()
+        self._watch_slots(now)
+
+    def _count_stalls(self, hung: list[_Worker]) -> None:
+        """Takes note of workers that have hung.
+
+        Raises:
+            StallError: that is no longer the fault of one sample or one worker.
+        """
+        for worker in hung:
+            name, state = worker.process.name, worker.process.state
+            printed = _printed(worker.process) or " It printed nothing."
+            self._stacks[worker.process.index] = f"{name} ({state}):{printed}"
+        for worker in hung:
+            if self._blame.stalled(self._in_hand(worker), worker.process.index):
+                when = "(stall_timeout)" if worker.is_ready else "at its start"
+                raise self._general_stall(f"no worker has made progress for {self._patience_s(worker):g} s {when}")
+
+    def _general_stall(self, what: str) -> StallError:
+        return StallError(
+            f"{what}. If reading or the transform may take so long for one sample, raise stall_timeout=; otherwise see "
+            "where they hang:\n\n" + "\n".join(text for _, text in sorted(self._stacks.items()))
+        )
+
+    def _patience_s(self, worker: _Worker) -> float:
+        """How long a worker may go without progress, in seconds."""
+        return self._stall_timeout_s if worker.is_ready else self._start_timeout_s
 
     def _is_late(self, worker: _Worker, now: float) -> bool:
         """Whether a worker hangs, and has had the time to print its stacks."""
@@ -516,7 +566,7 @@ class Supervisor:
             worker.progress, worker.progress_s, worker.stacks_asked_s = progress, now, None
         elif worker.stacks_asked_s is not None:
             return now - worker.stacks_asked_s > STACKS_S
-        elif now - worker.progress_s > (self._stall_timeout_s if worker.is_ready else self._start_timeout_s):
+        elif now - worker.progress_s > self._patience_s(worker):
             worker.process.ask_for_stacks()
             worker.stacks_asked_s = now
         return False
@@ -525,13 +575,13 @@ class Supervisor:
         """Gives up the slots of a worker that does not die.
 
         Raises:
-            StallError: no slot is left.
+            StallError: no slot is left, or it is not the fault of one sample.
         """
         process = worker.process
         assert process.killed_s is not None
         if worker.is_abandoned or now - process.killed_s < UNKILLABLE_S:
             return
-        worker.is_abandoned, was_describing, worker.describing = True, worker.describing, False
+        worker.is_abandoned = True
         text = (
             f"{process.name} (pid {process.pid}, {process.state}) does not die of SIGKILL: it hangs in the kernel, as "
             "in a read from broken storage"
@@ -540,24 +590,50 @@ class Supervisor:
         with self._ledger.lock:
             at = self._in_hand(worker)
             schedule = self._ledger.schedule
-            if schedule is None:
-                if was_describing:
-                    raise StallError(f"{text}, with the first sample in hand that was to be looked at")
-                return
-            lost = schedule.worker_abandoned(process.number, None if at.task == NO_TASK else at.ordinal)
-            self._fail_hopeless(lost, worker, STALLED)
-            assert self._arena.slots is not None
-            if schedule.count(SlotState.QUARANTINED) >= self._arena.slots.count:
+            if schedule is not None:
+                lost = schedule.worker_abandoned(process.number, None if at.task == NO_TASK else at.ordinal)
+                self._fail_hopeless(lost, worker, STALLED)
+            self._blame_for(worker, at, STALLED)
+            worker.describing = False
+            if self._arena.slots is not None and schedule is not None and (
+                schedule.count(SlotState.QUARANTINED) >= self._arena.slots.count
+            ):
                 raise StallError(f"{text}, as do others: no slot is left to work with.{_printed(process)}")
+
+    def _watch_slots(self, now: float) -> None:
+        """Ends the run if the consumer waits and the last slots are those that it holds itself.
+
+        It may drop them any time, as tf.data does behind it: only after ``stall_timeout`` it looks as if it will not.
+
+        Raises:
+            StallError: it does not.
+        """
+        with self._ledger.lock:
+            schedule = self._ledger.schedule
+            if schedule is None or not schedule.is_starved:
+                self._starved_s = None
+                return
+            self._starved_s = self._starved_s or now
+            if now - self._starved_s > self._stall_timeout_s:
+                raise StallError(
+                    f"no slot is left to work with: {schedule.count(SlotState.QUARANTINED)} belong to workers that do "
+                    "not die of SIGKILL, as in a read from broken storage, and the consumer holds the batches in the "
+                    f"other {schedule.count(SlotState.LENT)} while it waits for one more. Mend the storage, or hold "
+                    "fewer batches"
+                )
 
     def _pass_over(self, pause_s: float) -> None:
         """This process did not run for a time: that is not the fault of the workers, so their clocks stood still."""
         if pause_s <= 0:
             return
+        if self._starved_s is not None:
+            self._starved_s += pause_s
         for worker in self._workers.values():
             worker.progress_s += pause_s
             if worker.stacks_asked_s is not None:
                 worker.stacks_asked_s += pause_s
+            if worker.closed_s is not None:
+                worker.closed_s += pause_s
 
     # Ending
 

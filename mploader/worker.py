@@ -61,6 +61,10 @@ class Job:
         """Whether the transform wants a random generator as its second argument."""
         return self.transform is not None and takes_rng(self.transform)
 
+    def source_changes(self) -> bool:
+        """Whether the source may be another one in each epoch."""
+        return hasattr(self.source, "begin_epoch")
+
 
 @dataclass(frozen=True)
 class Description:
@@ -86,6 +90,7 @@ class Samples:
         self._area = area
         self._source = job.source
         self._renewal: tuple[int, int] | None = None
+        self._source_changes = job.source_changes()
         self._random = SampleRandom(job.plan.seed) if job.takes_rng() else None
         self.stages = Stages()
 
@@ -96,6 +101,8 @@ class Samples:
         self._renewal = file, job_file
 
     def _read(self, index: int) -> Any:
+        if self._source_changes:
+            self._area.enter_epoch()
         if self._renewal is not None:
             self._source = payload.unpack(*self._renewal)
             os.close(self._renewal[0])
@@ -138,6 +145,7 @@ class Samples:
             return sample
         if self._random is None:
             return self._job.transform(sample)
+        self._area.enter_epoch()
         return self._job.transform(sample, self._random(epoch, index))
 
     def where(self, index: int) -> str:

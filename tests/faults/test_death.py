@@ -79,6 +79,13 @@ def test_a_worker_that_ends_in_a_sample(what: str, tmp_path: pathlib.Path, expec
     assert restarts == 1, "an end without a goodbye is a death, whatever the exit code"
 
 
+@pytest.mark.parametrize("what", ["close_the_channel", "send_nothing"])
+def test_a_worker_without_a_channel_is_not_waited_for_until_it_counts_as_stalled(
+    what: str, tmp_path: pathlib.Path, expected: list[str]
+) -> None:
+    assert streams(transform=work.Once(tmp_path, what), num_workers=2) == (expected, 1)
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGPIPE", "SIGQUIT", "SIGUSR1", "SIGKILL"])
 def test_any_signal_to_a_worker(name: str, expected: list[str]) -> None:
     with Loader(range(work.SAMPLES), work.slow_element, num_workers=2, **OPTIONS) as loader:

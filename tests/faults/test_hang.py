@@ -6,11 +6,13 @@ import pathlib
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing import spawn
 from typing import Any
 
 import pytest
 
-from mploader import Loader, StallError, testing
+from mploader import Loader, StallError, supervisor, testing
+from mploader.pool import Pool
 from tests.faults import work
 
 OPTIONS: dict[str, Any] = {"batch_size": work.BATCH, "shuffle": True, "seed": 11}
@@ -64,6 +66,98 @@ def test_a_sample_that_always_hangs_is_found() -> None:
         ids = [int(number) for batch in loader for number in batch["id"]]
         assert ids == [number for number in range(work.SAMPLES) if number != 20]
         assert [bad.index for bad in loader.bad_samples()] == [20]
+
+
+@pytest.mark.parametrize(("workers", "samples"), [(1, (19, 21)), (2, (19, 27))])
+def test_several_samples_that_always_hang_are_found_by_any_number_of_workers(
+    workers: int, samples: tuple[int, ...]
+) -> None:
+    with Loader(
+        range(work.SAMPLES),
+        work.Always(*samples),
+        num_workers=workers,
+        stall_timeout=0.4,
+        on_bad_sample="drop",
+        batch_size=work.BATCH,
+    ) as loader:
+        ids = [int(number) for batch in loader for number in batch["id"]]
+        assert ids == [number for number in range(work.SAMPLES) if number not in samples]
+        assert [bad.index for bad in loader.bad_samples()] == list(samples)
+
+
+@pytest.mark.slow
+def test_all_workers_hanging_is_an_error_where_bad_samples_are_dropped_too() -> None:
+    with (
+        Loader(
+            range(work.SAMPLES), work.Always(None), num_workers=2, stall_timeout=0.3, on_bad_sample="drop", batch_size=1
+        ) as loader,
+        pytest.raises(StallError, match=r"(?s)side by side.*in hang_here"),
+    ):
+        list(loader)
+
+
+def test_a_first_sample_that_hangs_is_passed_over() -> None:
+    with Loader(
+        range(work.SAMPLES), work.Always(0), num_workers=2, stall_timeout=0.4, on_bad_sample="drop", batch_size=6
+    ) as loader:
+        assert [bad.index for bad in loader.bad_samples()] == []
+        assert [int(number) for batch in loader for number in batch["id"]] == list(range(1, work.SAMPLES))
+        assert [bad.index for bad in loader.bad_samples()] == [0]
+
+
+@pytest.mark.parametrize(("policy", "tried"), [("raise", [0]), ("drop", [0, 1, 2]), ("replace", [0, 1, 2])])
+def test_first_samples_that_all_hang_are_an_error(
+    policy: str, tried: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def describe(self: Pool, index: int) -> None:
+        asked.append(index)
+        raise StallError(f"sample {index}")
+
+    monkeypatch.setattr(Pool, "describe", describe)
+    with pytest.raises(StallError, match=f"sample {tried[-1]}"):
+        Loader(range(work.SAMPLES), num_workers=1, batch_size=6, on_bad_sample=policy)
+    assert asked == tried
+
+
+def test_workers_that_hang_before_they_can_print_stacks_are_an_error(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpreter = tmp_path / "python"
+    interpreter.write_text("#!/bin/sh\necho the disk is gone >&2; exec sleep 1000\n")
+    interpreter.chmod(0o755)
+    monkeypatch.setattr(supervisor, "START_TIMEOUT_S", 0.4)
+    before = spawn.get_executable()
+    spawn.set_executable(str(interpreter))
+    try:
+        with pytest.raises(StallError, match=r"(?s)at its start.*the disk is gone"):
+            Loader(range(9), batch_size=3, num_workers=1, stall_timeout=0.4)
+    finally:
+        spawn.set_executable(before)
+
+
+def test_a_stall_shows_the_stacks_of_workers_that_were_replaced_before() -> None:
+    def transform(sample: int) -> int:
+        while sample == 1:
+            first_hang()
+        while sample == 7:
+            second_hang()
+        if sample in (4, 5, 6):
+            time.sleep(0.3)
+        return sample
+
+    def first_hang() -> None:
+        time.sleep(1)
+
+    def second_hang() -> None:
+        time.sleep(1)
+
+    with (
+        Loader(range(64), transform, batch_size=4, num_workers=2, stall_timeout=1) as loader,
+        pytest.raises(StallError, match=r"(?s)in first_hang.*in second_hang|in second_hang.*in first_hang"),
+    ):
+        list(loader)
 
 
 def test_slow_storage_is_no_stall() -> None:

@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,11 +58,33 @@ def test_poison_sample_is_not_tried_again_in_the_next_epoch() -> None:
         assert loader.statistics().bad_samples == 3
 
 
-def test_poison_first_sample_is_condemned_once() -> None:
-    source = Faulty({0: os.abort})
+@pytest.mark.parametrize("sample", [0, 77])
+def test_poison_while_it_is_read_is_not_tried_again_whatever_the_transform(sample: int) -> None:
+    """Sample 0 is condemned when the loader is made, before any batch is."""
+    source = Faulty({sample: os.abort})
     with make_loader(source, on_bad_sample="drop") as loader:
-        assert read(loader).missing == {0: 0}
+        for _ in range(3):
+            assert read(loader).missing == {sample: 0}
         assert loader.statistics().restarts == 3
+
+
+def test_poison_in_a_transform_with_random_numbers_is_judged_for_each_epoch() -> None:
+    """So a run that begins in epoch 1 decides as one that has seen epoch 0."""
+
+    def abort_sometimes(sample: Any, rng: np.random.Generator) -> Any:
+        if sample[0] == 77 and rng.random() < 0.5:
+            os.abort()
+        return {"sample": sample}
+
+    with make_loader(transform=abort_sometimes, on_bad_sample="drop") as loader:
+        epochs = [read(loader)]
+        state = loader.state_dict()
+        epochs += [read(loader) for _ in range(3)]
+        assert loader.statistics().restarts <= 3 * 5  # the epoch that is made ahead counts
+    with make_loader(transform=abort_sometimes, on_bad_sample="drop") as loader:
+        loader.load_state_dict(state)
+        assert [read(loader).digest for _ in range(3)] == [epoch.digest for epoch in epochs[1:]]
+    assert {len(epoch.missing) for epoch in epochs} == {0, 1}
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 import mploader
-from mploader import blame, process, supervisor
+from mploader import blame, supervisor
+from mploader.arena import Arena
 from mploader.ledger import Ledger
 from mploader.testing import faults
 from tests.faults.streams import Faulty, make_loader, plain, read
@@ -65,6 +66,21 @@ def test_an_error_in_the_supervising_thread_reaches_the_consumer(monkeypatch: py
             iter(loader)
 
 
+def test_an_error_between_taking_a_batch_and_handing_it_over_reaches_the_consumer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lend(self: Arena, *place: int, lend: Any = Arena.lend) -> Any:
+        loader._pool.fail(mploader.WorkerError("the real reason"))
+        loader._pool._thread.join()
+        return lend(self, *place)
+
+    with make_loader(transform=plain) as loader:
+        run = iter(loader)
+        monkeypatch.setattr(Arena, "lend", lend)
+        with pytest.raises(mploader.WorkerError, match="the real reason"):
+            next(run)
+
+
 def test_an_error_that_is_raised_again_keeps_nothing_alive() -> None:
     with make_loader(Faulty({77: ValueError("bad")}), plain) as loader:
         errors = []
@@ -86,44 +102,9 @@ def test_a_closed_loader_keeps_no_memory() -> None:
     assert "memfd:mploader" not in Path("/proc/self/maps").read_text()
 
 
-def test_a_worker_that_cannot_be_killed_costs_its_slots_and_a_warning(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(supervisor, "UNKILLABLE_S", 0.5)
-    kill = process.WorkerProcess.kill
-
-    def ignored(self: process.WorkerProcess) -> None:  # as in an endless read of a broken disk
-        self.killed_s = self.killed_s or self.started_s
-
-    with faults("mid decode:5:STOP"):
-        loader = make_loader(transform=plain, num_workers=1, stall_timeout=1)
-    monkeypatch.setattr(process.WorkerProcess, "kill", ignored)
-    try:
-        assert not read(loader).missing
-        assert "does not die of SIGKILL" in caplog.text
-    finally:
-        monkeypatch.setattr(process.WorkerProcess, "kill", kill)
-        for pid in Path("/proc").glob("[0-9]*"):
-            _continue(pid)
-        loader.close()
-
-
-def _continue(folder: Path) -> None:
-    """Ends a stopped worker that nobody may kill."""
-    try:
-        if b"mploader.worker" in (folder / "cmdline").read_bytes() and _parent(folder) == os.getpid():
-            os.kill(int(folder.name), signal.SIGKILL)
-    except OSError:
-        pass
-
-
-def _parent(folder: Path) -> int:
-    return int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-
-
 def test_workers_that_are_killed_before_they_are_ready_end_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blame, "MAX_EARLY_KILLS", 4)
-    monkeypatch.setattr(blame, "MAX_EARLY_KILLS_S", 0.1)
+    monkeypatch.setattr(blame, "MAX_START_KILLS", 4)
+    monkeypatch.setattr(blame, "MAX_START_KILLS_S", 0.1)
     with faults("before hello:*:KILL:*"), pytest.raises(mploader.WorkerError, match=r"in a row .*SIGKILL"):
         make_loader()
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -93,9 +94,18 @@ class Once:
                 continue
         time.sleep(1000)
 
-    def send_garbage(self) -> None:
-        import socket
+    def send_nothing(self) -> None:
+        """An empty datagram, which looks like the end of the channel."""
+        for descriptor in range(3, 64):
+            try:
+                channel = socket.socket(fileno=os.dup(descriptor))
+            except OSError:
+                continue
+            if channel.type == socket.SOCK_SEQPACKET:
+                channel.send(b"")
+        time.sleep(1000)
 
+    def send_garbage(self) -> None:
         for descriptor in range(3, 64):
             try:
                 channel = socket.socket(fileno=os.dup(descriptor))
@@ -108,13 +118,13 @@ class Once:
 
 
 class Always:
-    """Hangs for ever at one sample, in every worker."""
+    """Hangs for ever at some samples, in every worker; None: at all but the first."""
 
-    def __init__(self, sample: int | None) -> None:
-        self._sample = sample
+    def __init__(self, *samples: int | None) -> None:
+        self._samples = samples
 
     def __call__(self, sample: int, rng: np.random.Generator) -> dict[str, Any]:
-        if self._sample in (None, sample) and sample:
+        if sample in self._samples or (None in self._samples and sample):
             hang_here()
         return element(sample, rng)
 
