@@ -15,7 +15,6 @@ slot's number on a queue. It does nothing else, because it runs on any thread, i
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import weakref
@@ -27,6 +26,7 @@ import numpy as np
 from mploader import resources
 from mploader.batch import ALIGNMENT, Array, align
 from mploader.errors import ClosedError, ResourceError
+from mploader.platform_check import fcntl
 
 PAGE = mmap.PAGESIZE
 TEXT_BYTES = 64 * 1024

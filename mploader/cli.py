@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
 import signal
 import sys
@@ -26,6 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: those behind the program's name; None: those of this process.
     """
     args = _parser().parse_args(arguments)
+    try:
+        importlib.import_module("mploader.platform_check")
+    except ImportError as error:
+        print(f"mploader {args.command}: {error}", file=sys.stderr)
+        return 1
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log shows each line when it is printed
     with warnings.catch_warnings(), _signals_unwind():

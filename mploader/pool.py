@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import resource
 import threading
 import time
 import weakref
@@ -18,7 +17,7 @@ from mploader.batch import BatchLayout
 from mploader.blame import Blame
 from mploader.errors import ArgumentError, ClosedError, LoaderError, ResourceError, WorkerError
 from mploader.ledger import Ledger, Result
-from mploader.platform_check import require_linux
+from mploader.platform_check import resource
 from mploader.process import DESCRIPTORS_PER_WORKER
 from mploader.reports import SampleReport
 from mploader.schedule import Schedule
@@ -28,8 +27,6 @@ from mploader.streams import StreamJob
 from mploader.supervisor import Supervisor
 from mploader.trace import MAX_EVENTS, Trace
 from mploader.worker import Description, Job
-
-require_linux()
 
 SPARE_DESCRIPTORS = 16
 """What must be left of the trainer's descriptors for starting workers, and for the rest of the program."""

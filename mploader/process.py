@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import select
 import signal
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from mploader import messages
 from mploader.errors import ResourceError
+from mploader.platform_check import fcntl
 from mploader.reports import UNKNOWN_ENDING
 from mploader.worker import STACKS_SIGNAL
 

@@ -16,7 +16,6 @@ Layouts, for 1,000 pictures of 10 classes in shards of 256::
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import itertools
 import os
@@ -35,6 +34,7 @@ from typing import IO
 import psutil
 
 from mploader.errors import ArgumentError, ResourceError, WorkerError
+from mploader.platform_check import fcntl
 from mploader.resources import usable_cpus
 from mploader.sources.example import encode_example
 from mploader.sources.tfrecord_write import TFRecordWriter

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import resource
 import stat
 import threading
 import weakref
@@ -19,6 +18,7 @@ from collections import OrderedDict, deque
 
 from mploader import faultpoints
 from mploader.errors import SampleError, SourceError
+from mploader.platform_check import resource
 from mploader.sources.base import FileState
 from mploader.sources.remote import RemoteFile, RemoteFiles, is_remote, remote_state
 
