@@ -15,12 +15,10 @@ import select
 import signal
 import socket
 import subprocess
-import sys
 import time
-from multiprocessing import spawn
 from pathlib import Path
 
-from mploader import messages
+from mploader import interpreter, messages
 from mploader.errors import ResourceError
 from mploader.platform_check import fcntl
 from mploader.reports import UNKNOWN_ENDING
@@ -35,6 +33,7 @@ DESCRIPTORS_PER_WORKER = 3
 _SINGLE_THREADED = (
     "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"
 )  # fmt: skip
+_PROGRAM = "from mploader.orphan import die_with; die_with(int(sys.argv[1])); from mploader.worker import main; main()"
 
 
 class WorkerProcess:
@@ -86,7 +85,7 @@ class WorkerProcess:
         os.set_blocking(self.stderr_fd, False)
         numbers = (os.getpid(), self.index, self.start, *passed)
         self._popen = subprocess.Popen(
-            [_executable(), *subprocess._args_from_interpreter_flags(), "-c", _program(), *map(str, numbers)],  # type: ignore[attr-defined]
+            interpreter.command(_PROGRAM, *numbers),
             stdin=subprocess.DEVNULL,
             stderr=stderr_write,
             pass_fds=passed,
@@ -233,26 +232,6 @@ class WorkerProcess:
 
     def __repr__(self) -> str:
         return f"<WorkerProcess {self.index}: pid {self.pid}, start {self.start}>"
-
-
-def _executable() -> str:
-    found = spawn.get_executable()  # honours multiprocessing.set_executable, for embedded interpreters
-    if not found:
-        raise ResourceError("cannot find the Python interpreter to start workers with: sys.executable is empty")
-    return os.fsdecode(found)
-
-
-def _program() -> str:
-    """What the worker's interpreter runs: it finds every module where the trainer finds it, and nowhere else.
-
-    Not by PYTHONPATH, which the programs that a worker starts would inherit, and not by -m, which puts the current
-    folder first.
-    """
-    paths = [path or os.getcwd() for path in sys.path if isinstance(path, str)]  # "" stands for the current folder
-    return (
-        f"import sys; sys.path[:] = {paths!r}; from mploader.orphan import die_with; die_with(int(sys.argv[1])); "
-        "from mploader.worker import main; main()"
-    )
 
 
 def _above_standard(fd: int, opened: contextlib.ExitStack) -> int:

@@ -22,7 +22,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import tarfile
 import tempfile
 import threading
@@ -33,6 +32,7 @@ from typing import IO
 
 import psutil
 
+from mploader import interpreter
 from mploader.errors import ArgumentError, ResourceError, WorkerError
 from mploader.platform_check import fcntl
 from mploader.resources import usable_cpus
@@ -48,6 +48,7 @@ _DATA_SUFFIXES = (".jpg", ".tfrecord", ".tar")
 # Pipes of this size let a process run a few pictures ahead while this one waits for another: the largest that
 # Linux grants without privilege (/proc/sys/fs/pipe-max-size).
 _PIPE_BYTES = 1 << 20
+_PROGRAM = "from mploader.synth_picture import main; main(sys.argv[1:])"
 
 
 @dataclass(frozen=True)
@@ -279,15 +280,14 @@ class _Artist:
     """
 
     def __init__(self, seed: int, classes: int, first: int, stop: int, step: int) -> None:
-        numbers = [str(number) for number in (seed, classes, first, stop, step)]
+        command = interpreter.command(_PROGRAM, seed, classes, first, stop, step)
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "mploader.synth_picture", *numbers],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=self._printed,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
                 start_new_session=True,
             )
         except OSError as error:

@@ -12,8 +12,8 @@ from a few large noise fields and coloured through tables, so a picture takes so
 
 A class is a shape and a hue: its things are in each of its pictures, among pale ones of any shape and hue.
 
-Run as a program (``python -m mploader.synth_picture SEED CLASSES START STOP STEP``), it writes the pictures
-START, START + STEP, ... below STOP to its standard output, each after its length (four bytes, little-endian).
+As a program of its own (`main` with SEED CLASSES START STOP STEP) it writes the pictures START, START + STEP, ...
+below STOP to its standard output, each after its length (four bytes, little-endian).
 """
 
 from __future__ import annotations
@@ -202,7 +202,3 @@ def main(arguments: list[str]) -> None:
     except BrokenPipeError:
         # The parent has ended. Closing the descriptor here spares the interpreter a second try at exit.
         sys.stdout = None
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

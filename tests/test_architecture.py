@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(mploader.__file__).parent
 
 # A module may import what stands above it. A package stands for its modules, which may import each other.
 ROWS = [
-    ["errors", "faultpoints", "checks", "platform_check", "cpuclock"],
+    ["errors", "faultpoints", "checks", "platform_check", "interpreter", "cpuclock"],
     ["permutation", "spec", "order", "proportions", "plan"],
     ["resources", "reports", "bad_limit"],
     ["sources", "synth_picture", "synth"],

@@ -165,7 +165,7 @@ def test_an_interrupted_run_leaves_complete_files_and_no_process(
 
 
 def drawing_children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "mploader.synth_picture" in child.cmdline()]
+    return [child for child in psutil.Process().children() if "mploader.synth_picture" in " ".join(child.cmdline())]
 
 
 SCRIPT = """
@@ -193,6 +193,14 @@ def test_a_signal_to_a_script_without_a_guard_leaves_complete_files(
     )
     assert ended.returncode == -number, ended.stderr.decode()
     assert list(files_of(tmp_path)) == ["train-00000-of-00003.tfrecord"]
+
+
+def test_modules_in_the_current_folder_are_not_taken_for_those_of_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "colorsys.py").write_text("raise ImportError('not this one')")
+    monkeypatch.chdir(tmp_path)
+    synthesize(tmp_path / "data", format="tar", count=1, classes=1)
 
 
 def test_what_a_killed_run_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path: Path) -> None:
