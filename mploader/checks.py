@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -27,12 +28,13 @@ def whole_number(name: str, value: Any, low: int) -> int:
 
 
 def seconds(name: str, value: Any) -> float:
-    """Returns a positive, finite number of seconds.
+    """Returns a positive, finite number of seconds as a float, NumPy's numbers included.
 
     Raises:
         ArgumentError: it is something else.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
         raise ArgumentError(f"{name}={value!r}: wants a positive number of seconds")
     return float(value)
 

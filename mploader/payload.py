@@ -8,6 +8,7 @@ would make a batch depend on what its worker has done before.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import pickle
@@ -46,8 +47,7 @@ def _find_culprit(name: str, value: Any, depth: int = 3) -> str:
     parts: dict[str, Any] = {}
     function = getattr(value, "__func__", value)
     if getattr(function, "__closure__", None):
-        parts |= {f"{name}: variable {key!r}": cell.cell_contents
-                  for key, cell in zip(function.__code__.co_freevars, function.__closure__, strict=True)}  # fmt: skip
+        parts |= {f"{name}: variable {key!r}": part for key, part in _variables(function).items()}
     if hasattr(function, "__code__"):
         parts |= {f"{name}: global {key!r}": function.__globals__[key]
                   for key in function.__code__.co_names if key in function.__globals__}  # fmt: skip
@@ -61,6 +61,15 @@ def _find_culprit(name: str, value: Any, depth: int = 3) -> str:
         except Exception:  # this is the one
             return _find_culprit(part_name, part, depth - 1) if depth else f"{part_name} ({type(part).__name__})"
     return f"{name} ({type(value).__name__})"
+
+
+def _variables(function: Any) -> dict[str, Any]:
+    """The variables that a function takes from around it, those that have no value yet left out."""
+    variables = {}
+    for key, cell in zip(function.__code__.co_freevars, function.__closure__, strict=True):
+        with contextlib.suppress(ValueError):  # the cell is empty
+            variables[key] = cell.cell_contents
+    return variables
 
 
 def dumps(value: Any) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 import re
 from pathlib import Path
@@ -71,13 +72,15 @@ def _read(path: Path) -> str:
 
 
 def parse_bytes(value: int | str, name: str) -> int:
-    """Reads a number of bytes: an int, or text such as "512MiB", "2 GB", "1.5g" (all units are powers of 1024).
+    """Reads a number of bytes: an int (NumPy's included), or text such as "512MiB", "2 GB", "1.5g".
+
+    All units are powers of 1024.
 
     Raises:
         ArgumentError: the value cannot be read or is not positive.
     """
     wanted = f'{name}={value!r}: wants a positive number of bytes, such as 536870912 or "512MiB"'
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
+    if isinstance(value, bool) or not isinstance(value, (numbers.Integral, str)):
         raise ArgumentError(wanted)
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*", str(value).lower())
     size = int(float(match[1]) * _UNITS[match[2]]) if match else 0

@@ -144,7 +144,8 @@ def _describe(leaf: Any, name: str) -> ArraySpec:
     array = np.asarray(leaf)
     if array.dtype.kind in "SU" or (array.dtype == STRING and _all_strings(array)):
         return ArraySpec(array.shape, STRING)
-    if array.dtype.kind not in "biufcV" or array.dtype.names is not None or array.dtype.hasobject:
+    is_memory = array.dtype.kind in "biufcV" and array.dtype.itemsize > 0  # "V0" has none
+    if not is_memory or array.dtype.names is not None or array.dtype.hasobject:
         raise SpecError(
             f"{name} is a {type(leaf).__name__} of dtype {array.dtype}; "
             "a component must be an array of numbers or booleans, a number, bytes or str"

@@ -59,7 +59,8 @@ def test_what_a_component_is(leaf: Any, shape: tuple[int, ...], dtype: Any) -> N
     assert describe_element(leaf) == ArraySpec(shape, np.dtype(dtype))
 
 
-@pytest.mark.parametrize("leaf", [None, [1], {1, 2}, object(), np.array([None]), np.zeros(2, [("a", "i4")])])
+@pytest.mark.parametrize("leaf", [None, [1], {1, 2}, object(), np.array([None]), np.zeros(2, [("a", "i4")]),
+                                  np.zeros(2, "V0")])  # fmt: skip
 def test_what_a_component_is_not(leaf: Any) -> None:
     with pytest.raises(SpecError, match="element"):
         describe_element(leaf)

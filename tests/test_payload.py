@@ -39,3 +39,13 @@ def test_what_cannot_travel_is_named() -> None:
     with pytest.raises(ArgumentError, match=r"transform\.parts\[1\]\.handle \(lock\) cannot be pickled"):
         payload.check_picklable("transform", Whole())
     payload.check_picklable("transform", lambda: payload)
+
+
+def test_a_variable_without_a_value_hides_nobody() -> None:
+    def transform(sample: object) -> object:
+        return early, lock
+
+    lock = threading.Lock()
+    with pytest.raises(ArgumentError, match=r"transform: variable 'lock' \(lock\) cannot be pickled"):
+        payload.check_picklable("transform", transform)
+    early = 1
