@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,6 +173,27 @@ def test_the_demo_reads_the_same_from_each_format(format: str, data: Path) -> No
     assert count_classes(source) == 4
 
 
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+def test_the_demo_counts_classes_past_what_is_damaged(damage: str, tmp_path: Path) -> None:
+    synthesize(tmp_path, format="tfrecord", count=8, classes=4)
+    (shard,) = tmp_path.iterdir()
+    content = bytearray(shard.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 4
+    else:
+        del content[-100:]
+    shard.write_bytes(content)
+    source = TFRecordShards(tmp_path, save_index=False)
+    with pytest.raises(SampleError):
+        list(source)
+    assert count_classes(source) == 4
+
+
+def test_the_demo_without_a_single_label_says_what_is_wrong_with_the_first(tmp_path: Path) -> None:
+    with pytest.raises(SampleError, match=r"none of the 2 samples .* The first: .* keys 'txt'"):
+        count_classes([{"txt": b"x"}, {"png": b"x"}])
+
+
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
@@ -201,14 +223,20 @@ def test_the_plain_pipeline_skips_what_pillow_cannot_read(data: Path) -> None:
 
 
 def test_demo_on_tfrecord_shards(data: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
-    before = files_below(data / "tfrecord")
-    out, err = finished(command("demo", "--data", str(data / "tfrecord"), "--size", "64", "--batch-size", "16"))
+    # Shards in two folders, in one of which no index could be kept.
+    for folder, names in (("a", "*-0000[01]-*"), ("b", "*-00002-*")):
+        (tmp_path / folder).mkdir()
+        for shard in (data / "tfrecord").glob(names):
+            shutil.copy(shard, tmp_path / folder)
+    (tmp_path / "b" / "tfrecord.mpl-index").mkdir()
+    before = files_below(tmp_path)
+    shards = f"{tmp_path}/{{a,b}}/*.tfrecord"
+    out, err = finished(command("demo", "--data", shards, "--size", "64", "--batch-size", "16"))
     assert err == ""
     assert f"{COUNT} records in 3 shards" in out
     assert f"epoch 2: {COUNT} pictures in" in out
     check_table(out)
-    assert files_below(data / "tfrecord") == before
-    assert files_below(tmp_path) == {}
+    assert files_below(tmp_path) == before
 
 
 def test_demo_replaces_what_cannot_be_read_and_names_it(tmp_path: Path, command: Callable[..., Any]) -> None:

@@ -101,6 +101,29 @@ class TestUse:
         assert len(raw(path)) == 4
 
 
+class TestNotSaved:
+    @pytest.mark.parametrize("pattern", ["d[1]", "{d,e}/*.tfrecord", "e"])
+    def test_nothing_is_written_anywhere(self, pattern: str, tmp_path: Path, cache: Path) -> None:
+        for folder in ("d", "d[1]", "e"):
+            (tmp_path / folder).mkdir()
+            write(tmp_path / folder / "a.tfrecord", 2)
+        (tmp_path / "e" / INDEX).mkdir()  # the index of this one would go to the cache folder
+        before = sorted(tmp_path.rglob("*"))
+        assert len(open_source(tmp_path / pattern, save_index=False)) in (2, 4)
+        assert sorted(tmp_path.rglob("*")) == before
+        assert list(cache.iterdir()) == []
+
+    def test_an_index_that_is_there_is_used_and_left_as_it_is(self, tmp_path: Path, scans: list[str]) -> None:
+        raw(write(tmp_path / "a.tfrecord", 2))
+        index = (tmp_path / INDEX).read_bytes()
+        write(tmp_path / "b.tfrecord", 3)
+        for _ in range(2):
+            scans.clear()
+            assert TFRecordShards(tmp_path, raw=True, save_index=False).shard_sizes.tolist() == [2, 3]
+            assert scans == ["b.tfrecord"]
+        assert (tmp_path / INDEX).read_bytes() == index
+
+
 class TestDamage:
     def test_every_flipped_byte_and_every_length(self, tmp_path: Path, scans: list[str]) -> None:
         path = write(tmp_path / "a.tfrecord", 3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import glob
 import importlib
 import os
 import tempfile
@@ -50,11 +49,10 @@ def run(args: argparse.Namespace) -> int:
         if path is None:
             path = os.path.join(folder, "pictures")
             _make_pictures(path, args.samples, args.seed)
-        with _no_index_left(path):
-            source = open_source(path)
-            classes = count_classes(source)
-            console.print(f"data: {source!r}", soft_wrap=True, markup=False)
-            reports, bad = _train(args, source, classes, keras_home=os.path.join(folder, "keras"))
+        source = open_source(path, save_index=False)
+        classes = count_classes(source)
+        console.print(f"data: {source!r}", soft_wrap=True, markup=False)
+        reports, bad = _train(args, source, classes, keras_home=os.path.join(folder, "keras"))
     _print_results(reports, classes, bad)
     return 0
 
@@ -132,20 +130,6 @@ def _stderr_kept_back() -> Iterator[None]:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
-
-
-@contextlib.contextmanager
-def _no_index_left(path: str) -> Iterator[None]:
-    """Removes the index files that come into being beside the shards."""
-    from mploader.sources.patterns import INDEX_SUFFIX
-
-    pattern = os.path.join(path if os.path.isdir(path) else os.path.dirname(path), "*" + INDEX_SUFFIX)
-    before = set(glob.glob(pattern))
-    try:
-        yield
-    finally:
-        for index in set(glob.glob(pattern)) - before:
-            os.unlink(index)
 
 
 def _print_results(reports: list[EpochReport], classes: int, bad: list[BadSample]) -> None:

@@ -50,11 +50,23 @@ def picture_and_label(sample: Any) -> tuple[bytes, int]:
 
 
 def count_classes(source: Source) -> int:
-    """How many classes there are: those of an image folder, or the largest of some hundred labels of shards."""
+    """How many classes there are: those of an image folder, or the largest of some hundred labels of shards.
+
+    Raises:
+        SampleError: not one of these labels can be read.
+    """
     if isinstance(source, ImageFolder):
         return len(source.class_names)
     places = np.unique(np.linspace(0, len(source) - 1, LABELS_READ).astype(np.int64))
-    return 1 + max(picture_and_label(source[index])[1] for index in places.tolist())
+    labels, bad = [], []
+    for index in places.tolist():
+        try:
+            labels.append(picture_and_label(source[index])[1])
+        except SampleError as error:  # the loader will replace it and name it
+            bad.append(error)
+    if not labels:
+        raise SampleError(f"the demo can use none of the {len(bad)} samples that it has tried. The first: {bad[0]}")
+    return 1 + max(labels)
 
 
 @dataclass(frozen=True)

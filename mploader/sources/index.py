@@ -31,7 +31,12 @@ _SCAN_BATCH = 64  # shards a call, because handing a call to a thread costs as m
 
 
 def index_shards(
-    paths: Sequence[str], kind: str, scan: Callable[[str], ShardScan], *, rebuild: bool = False
+    paths: Sequence[str],
+    kind: str,
+    scan: Callable[[str], ShardScan],
+    *,
+    rebuild: bool = False,
+    save_index: bool = True,
 ) -> ShardTable:
     """The table of the shards at `paths`, from their index files as far as these are current.
 
@@ -40,6 +45,7 @@ def index_shards(
         kind: of shard, "tfrecord" or "tar": the name of the index file.
         scan: reads one shard; called from several threads.
         rebuild: read every shard, whatever the index files say.
+        save_index: bring the index files up to date.
 
     Raises:
         SourceError: a shard is missing or has been cut since it was indexed; whatever `scan` raises.
@@ -50,7 +56,7 @@ def index_shards(
     tables, problems = [], []
     for folder, rows in folders.items():
         index = _FolderIndex(folder, kind, scan)
-        tables.append(index.table([os.path.basename(paths[row]) for row in rows], rebuild))
+        tables.append(index.table([os.path.basename(paths[row]) for row in rows], rebuild, save_index))
         problems += index.problems
     if problems:
         warnings.warn(
@@ -76,8 +82,8 @@ class _FolderIndex:
         self._places = (cached,) if is_remote(folder) else (os.path.join(folder, kind + INDEX_SUFFIX), cached)
         self.problems: list[str] = []
 
-    def table(self, names: list[str], rebuild: bool) -> ShardTable:
-        """The table of these shards; what is not known is read, and the index file brought up to date."""
+    def table(self, names: list[str], rebuild: bool, save_index: bool) -> ShardTable:
+        """The table of these shards; what is not known is read, and the index file brought up to date if wished."""
         sizes, mtimes_ns = self._states(names)
         known = ShardTable.of([], [])
         rows = np.full(len(names), -1)
@@ -100,10 +106,12 @@ class _FolderIndex:
             if rows[row] >= 0:
                 _refuse_cut(self._path(names[row]), known, int(rows[row]), new, self._places)
         everything = ShardTable.joined([known, ShardTable.of([names[row] for row in stale], fresh)])
-        others = self._others(known, rows)
-        rows[stale] = len(known.names) + np.arange(len(stale))
-        wanted = everything.take(rows)
-        self._save(wanted if not len(others) else everything.take(np.concatenate([rows, others])))
+        wanted_rows = rows.copy()
+        wanted_rows[stale] = len(known.names) + np.arange(len(stale))
+        wanted = everything.take(wanted_rows)
+        if save_index:
+            others = self._others(known, rows)
+            self._save(wanted if not len(others) else everything.take(np.concatenate([wanted_rows, others])))
         return wanted
 
     def _path(self, name: str) -> str:

@@ -14,7 +14,7 @@ from mploader.sources.tar_format import BLOCK
 from mploader.sources.tfrecord import HEADER_BYTES, TFRecordShards, header_problem
 
 
-def open_source(path: PathLike, *, rebuild: bool = False) -> Source:
+def open_source(path: PathLike, *, rebuild: bool = False, save_index: bool = True) -> Source:
     """Opens what lies at `path`: TFRecord shards, tar shards or an image folder.
 
     A folder with ``*.tfrecord`` or ``*.tar`` files directly in it holds shards, any other one is an image
@@ -23,7 +23,7 @@ def open_source(path: PathLike, *, rebuild: bool = False) -> Source:
 
     Args:
         path: a folder, a file or a glob.
-        rebuild: as in `TFRecordShards` and `TarShards`.
+        rebuild, save_index: as in `TFRecordShards` and `TarShards`.
 
     Raises:
         SourceError: nothing is there, or it is none of these, or shards of both kinds.
@@ -31,9 +31,9 @@ def open_source(path: PathLike, *, rebuild: bool = False) -> Source:
     text = os.fspath(path)
     kinds = {_kind(name, text) for name in _shard_names(text)} - {None}
     if kinds == {"tfrecord"}:
-        return TFRecordShards(text, rebuild=rebuild)
+        return TFRecordShards(text, rebuild=rebuild, save_index=save_index)
     if kinds == {"tar"}:
-        return TarShards(text, rebuild=rebuild)
+        return TarShards(text, rebuild=rebuild, save_index=save_index)
     if kinds:
         raise SourceError(f"{text} holds both TFRecord and tar shards: name one kind, as in {_example(text)}")
     if os.path.isdir(text):

@@ -34,6 +34,7 @@ class Shards:
         pattern: a path, a glob, a folder, or a list of them; see `mploader.sources.patterns.expand`. Each
             shard is taken once, however many patterns match it.
         rebuild: read the shards through even if their index is current, and accept shards that were cut.
+        save_index: keep the index of shards that were read through, beside them or in the user's cache folder.
 
     Raises:
         SourceError: nothing matches; a shard is missing, compressed, or was cut after it was indexed; the
@@ -44,9 +45,9 @@ class Shards:
     _endings: ClassVar[tuple[str, ...]]  # globs of file names that belong to the format
     _unit: ClassVar[str]  # what a sample is called in messages
 
-    def __init__(self, pattern: Pattern, *, rebuild: bool = False):
+    def __init__(self, pattern: Pattern, *, rebuild: bool = False, save_index: bool = True):
         paths = expand(pattern, self._endings)
-        table = index_shards(paths, self._kind, self.scan, rebuild=rebuild)
+        table = index_shards(paths, self._kind, self.scan, rebuild=rebuild, save_index=save_index)
         self._paths = PackedStrings.of(paths)
         self._sizes = table.sizes
         self._mtimes_ns = table.mtimes_ns

@@ -38,6 +38,7 @@ class TarShards(Shards):
     Args:
         pattern: a path, a glob, a folder (its ``*.tar`` files), or a list of them.
         rebuild: read the shards through even if their index is current, and accept shards that were cut.
+        save_index: keep the index of shards that were read through, beside them or in the user's cache folder.
 
     Raises:
         SourceError: see `Shards`; also compressed archives.

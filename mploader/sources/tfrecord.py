@@ -66,6 +66,7 @@ class TFRecordShards(Shards):
             or a list of them.
         raw: give the bytes of the records instead of parsing them.
         rebuild: read the shards through even if their index is current, and accept shards that were cut.
+        save_index: keep the index of shards that were read through, beside them or in the user's cache folder.
 
     Raises:
         SourceError: see `Shards`; also gzip and zlib compression.
@@ -75,9 +76,9 @@ class TFRecordShards(Shards):
     _endings: ClassVar[tuple[str, ...]] = ("*.tfrecord", "*.tfrecords", "*.tfrecord-*")
     _unit: ClassVar[str] = "record"
 
-    def __init__(self, pattern: Pattern, raw: bool = False, *, rebuild: bool = False):
+    def __init__(self, pattern: Pattern, raw: bool = False, *, rebuild: bool = False, save_index: bool = True):
         self._raw = raw
-        super().__init__(pattern, rebuild=rebuild)
+        super().__init__(pattern, rebuild=rebuild, save_index=save_index)
 
     @classmethod
     def scan(cls, path: str) -> ShardScan:
