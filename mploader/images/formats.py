@@ -138,13 +138,11 @@ def check_pixels(height: int, width: int, max_pixels: int, what: str) -> None:
 
 
 def read_jpeg_header(data: bytes) -> JpegHeader:
-    """Reads the markers of a JPEG up to its frame header (ITU T.81, annex B), and checks that the data are
-    whole.
+    """Reads the markers of a JPEG up to its frame header (ITU T.81, annex B), and checks that the data are whole.
 
     Raises:
         SampleError: there is no frame header, the end-of-image marker is missing, or a progressive file has
-            more than 500 scans (libjpeg-turbo's own limit in fuzzing: each scan passes over the whole
-            picture).
+            more than 500 scans (libjpeg-turbo's own limit in fuzzing: each scan passes over the whole picture).
     """
     position, orientation = 2, 1
     while True:
@@ -194,8 +192,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """Returns the orientation (tag 0x0112) of the first directory of an EXIF block, 1 where it is absent or
-    odd."""
+    """Returns the orientation (tag 0x0112) of the first directory of an EXIF block, 1 where it is absent or odd."""
     order = {b"II*\0": "little", b"MM\0*": "big"}.get(exif[:4])
     if order is None:
         return 1

@@ -24,8 +24,7 @@ _HARMLESS = (
     "Unknown Adobe color transform",
     "bad ICC marker",
 )
-"""Warnings of libjpeg after which the pixels are whole. All others mean that a part of the picture is made
-up."""
+"""Warnings of libjpeg after which the pixels are whole. All others mean that a part of the picture is made up."""
 
 
 def is_supported(header: JpegHeader) -> bool:

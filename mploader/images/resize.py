@@ -1,12 +1,10 @@
-"""One antialiased resize, close to Pillow's bilinear filter, by OpenCV where it is installed and else by
-Pillow; and the mirror image.
+"""One antialiased resize, by OpenCV where it is installed and else by Pillow; and the mirror image.
 
-Pillow's bilinear filter is a triangle as wide as the reduction. OpenCV's INTER_LINEAR reads four pixels
-whatever the reduction, and INTER_AREA is a box (and slow where the factor is no integer). A Gaussian of the
-variance that the triangle has and INTER_LINEAR has not, then INTER_LINEAR, is closer to Pillow than
-INTER_AREA and takes a third of its
-time: for 480 x 400 photographs to 224 x 224, mean absolute difference 0.3 of 255 instead of 0.6, 0.31 ms
-instead of 1.0 ms (OpenCV 5.0, one core).
+Pillow's bilinear filter is a triangle as wide as the reduction. OpenCV's INTER_LINEAR reads four pixels whatever the
+reduction, and INTER_AREA is a box (and slow where the factor is no integer). A Gaussian of the variance that the
+triangle has and INTER_LINEAR has not, then INTER_LINEAR, is closer to Pillow than INTER_AREA and takes a third of its
+time: for 480 x 400 photographs to 224 x 224, mean absolute difference 0.3 of 255 instead of 0.6, 0.31 ms instead of
+1.0 ms (OpenCV 5.0, one core).
 """
 
 from __future__ import annotations
@@ -90,8 +88,7 @@ def _smoothed(cv2: ModuleType, pixels: Pixels, height: int, width: int) -> Pixel
 
 
 def _missing_deviation(factor: float) -> float:
-    """Returns the standard deviation, in pixels, of a triangle of half-width ``factor`` beyond one of
-    half-width 1."""
+    """Returns the standard deviation, in pixels, of a triangle of half-width ``factor`` beyond one of half-width 1."""
     variance = (factor * factor - 1) / 6  # a triangle of half-width w has variance w^2 / 6
     return math.sqrt(max(variance, 0.0025))  # 0 would make OpenCV choose a deviation of its own
 
