@@ -26,7 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: those behind the program's name; None: those of this process.
     """
-    args = _parser().parse_args(arguments)
+    try:
+        return _run(_parser().parse_args(arguments))
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         importlib.import_module("mploader.platform_check")
     except ImportError as error:
@@ -43,8 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             message = str(error).partition("\n\nTraceback (in the worker")[0]
             print(f"mploader {args.command}: {message}", file=sys.stderr)
             return 1
-        except KeyboardInterrupt:
-            return 128 + signal.SIGINT
 
 
 def _parser() -> argparse.ArgumentParser:

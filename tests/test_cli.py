@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ import psutil
 import pytest
 
 from mploader import SampleError, cli
+from mploader.commands import demo
 from mploader.commands.demo_samples import Augment, count_classes, picture_and_label, plain_elements
 from mploader.sources import ImageFolder, TarShards, TFRecordShards
 from mploader.synth import synthesize
@@ -295,6 +297,40 @@ def test_a_signal_to_terminate_leaves_nothing(tmp_path: Path, command: Callable[
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (143, "")
     assert files_below(tmp_path) == {}
+
+
+def test_ctrl_c_while_the_demo_tidies_up_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remove = shutil.rmtree
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        remove(*arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(KeyboardInterrupt), demo.temporary_folder() as folder:
+        Path(folder, "file").write_bytes(b"")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_commands_are_imported_is_quiet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(subparsers: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "add_parser", interrupted)
+    assert cli.main(["demo"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_demo_on_a_single_class_tells_all_right() -> None:
+    from mploader.commands.demo_training import classifier
+
+    model = classifier(16, classes=1, batch_size=2)
+    model.layers[-1].bias.assign([5.0])  # whatever it says of the one class, there is no other
+    pictures, labels = np.zeros((2, 16, 16, 3), np.uint8), np.zeros(2, np.int64)
+    assert model.train_on_batch(pictures, labels, return_dict=True)["accuracy"] == 1.0
 
 
 def finished(process: subprocess.Popen[str]) -> tuple[str, str]:

@@ -6,7 +6,9 @@ import argparse
 import contextlib
 import importlib
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from mploader.commands.demo_samples import count_classes
     from mploader.sources import open_source
 
-    with tempfile.TemporaryDirectory(prefix="mploader-demo-") as folder:
+    with temporary_folder() as folder:
         path = args.data
         if path is None:
             path = os.path.join(folder, "pictures")
@@ -55,6 +57,36 @@ def run(args: argparse.Namespace) -> int:
         reports, bad = _train(args, source, classes, keras_home=os.path.join(folder, "keras"))
     _print_results(reports, classes, bad)
     return 0
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[str]:
+    """A folder that is removed at the end, to the last file: signals that come meanwhile are handled afterwards."""
+    folder = tempfile.TemporaryDirectory(prefix="mploader-demo-")
+    try:
+        yield folder.name
+    finally:
+        with _signals_held_back():
+            folder.cleanup()
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals interrupt the main thread alone
+        return
+    came: list[int] = []
+    handlers = {
+        one: signal.signal(one, lambda number, _: came.append(number))
+        for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for one, handler in handlers.items():
+            signal.signal(one, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 def _make_pictures(folder: str, count: int, seed: int) -> None:
@@ -85,19 +117,22 @@ def _train(
     def train(name: str, dataset: Any, loader: Loader | None = None) -> EpochReport:
         with progress_bar(name, steps) as advance:
             report: EpochReport = training.train_epoch(model, dataset, steps, advance, loader)
-        console.print(f"{name}: {report.images:,} pictures in {report.seconds:.1f} s", soft_wrap=True)
+        pictures = "1 picture" if report.images == 1 else f"{report.images:,} pictures"
+        console.print(f"{name}: {pictures} in {report.seconds:.1f} s", soft_wrap=True)
         return report
 
-    with Loader(
-        source,
-        augment,
-        batch_size=batch_size,
-        shuffle=True,
-        seed=args.seed,
-        drop_remainder=True,
-        num_workers=args.workers,
-        on_bad_sample="replace",
-    ) as loader:
+    with console.status("starting workers"):
+        opened = Loader(
+            source,
+            augment,
+            batch_size=batch_size,
+            shuffle=True,
+            seed=args.seed,
+            drop_remainder=True,
+            num_workers=args.workers,
+            on_bad_sample="replace",
+        )
+    with opened as loader:
         dataset = loader.as_dataset().take(steps)
         reports = [train(f"epoch {epoch + 1}", dataset, loader) for epoch in range(EPOCHS)]
         bad = loader.bad_samples()

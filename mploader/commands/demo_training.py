@@ -84,7 +84,9 @@ def classifier(size: int, classes: int, batch_size: int) -> keras.Model:
     x = keras.layers.Concatenate()([keras.layers.GlobalAveragePooling2D()(x), keras.layers.GlobalMaxPooling2D()(x)])
     model = keras.Model(pictures, keras.layers.Dense(classes)(x))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(3e-3), loss, metrics=["accuracy"])
+    # By name, as Keras would take "accuracy" for a binary one where there is a single class.
+    accuracy = keras.metrics.SparseCategoricalAccuracy("accuracy")
+    model.compile(keras.optimizers.Adam(3e-3), loss, metrics=[accuracy])
     model.train_on_batch(np.zeros((batch_size, size, size, 3), np.uint8), np.zeros(batch_size, np.int64))
     return model
 
