@@ -64,7 +64,7 @@ class Verdict:
             what belongs to no stage.
         transforming: the part spent in the transform.
         writing: the part spent writing into slots.
-        full: the part of the time in which no slot was free.
+        full: the part of the consumer's time in which no slot was free.
         statistics: what all this was worked out from.
     """
 
@@ -148,7 +148,16 @@ class _Numbers:
 
     @property
     def full(self) -> float:
-        return min(1.0, self.statistics.full_s / self.statistics.seconds) if self.statistics.seconds > 0 else 0.0
+        return self.mean(self.statistics.full_s)
+
+    @property
+    def lent(self) -> float:
+        """Slots that were lent, on average."""
+        return self.mean(self.statistics.lent_slot_s)
+
+    def mean(self, total: float) -> float:
+        """A sum over the consumer's time, a second of it."""
+        return total / self.statistics.active_s if self.statistics.active_s > 0 else 0.0
 
     @property
     def most(self) -> float:
@@ -261,10 +270,9 @@ def _slots(numbers: _Numbers) -> Verdict:
     """The workers idle because no slot is free."""
     statistics = numbers.statistics
     gain = numbers.gain(1 / numbers.busy if numbers.busy > 0 else 1.0)
-    lent = statistics.lent_slot_s / statistics.seconds if statistics.seconds > 0 else 0.0
     reason = (
         f"no slot was free {numbers.full:.0%} of the time and the workers were busy {numbers.busy:.0%} of it; of "
-        f"{statistics.slots} slots {lent:.1f} were lent on average, and {statistics.batches_copied} of "
+        f"{statistics.slots} slots {numbers.lent:.1f} were lent on average, and {statistics.batches_copied} of "
         f"{statistics.batches} batches had to be copied out"
     )
     if statistics.slots < statistics.slots_wanted:
@@ -272,7 +280,7 @@ def _slots(numbers: _Numbers) -> Verdict:
         reason += f"; {statistics.slots_wanted} slots were wanted"
         change = f'memory="{wanted}MiB" or more, or a smaller batch_size='
         return _verdict(numbers, Limit.TOO_LITTLE_MEMORY, reason, change, _up_to(numbers, gain), gain)
-    if statistics.batches_copied == 0 and lent * 2 < statistics.slots:
+    if statistics.batches_copied == 0 and numbers.lent * 2 < statistics.slots:
         reason += "; the rest held batches that waited for an earlier one, which took longer than the others"
         change = "even out the work: a larger batch_size=, or the cause of the few samples that take so long"
         return _verdict(numbers, Limit.DECODING, reason, change, _up_to(numbers, gain), gain)

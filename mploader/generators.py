@@ -134,6 +134,7 @@ class Pass:
             if result.samples and not self._keep(shard, result.samples, result.batch):
                 yield result.batch
             del result  # its slot must be free as soon as the consumer has dropped it
+        self._processes.note_end(self._left_ns)
 
     def any_blocks(self) -> Iterator[Any]:
         """Yields blocks of all streams, whichever is ready first; with batches, only whole ones."""
@@ -143,6 +144,7 @@ class Pass:
                 self._open_ahead()
                 heads = {run: (shard, positions.get(shard, 0)) for shard, run in self._runs.items()}
             if not heads:
+                self._processes.note_end(self._left_ns)
                 return
             wanted = {run: position for run, (_, position) in heads.items()}
             run, result = self._processes.next_of(wanted, self._left_ns)

@@ -237,6 +237,7 @@ class Pool:
         self.check_process()
         ledger, asked_ns = self._ledger, time.monotonic_ns()
         try:
+            self._counters.asked(asked_ns, left_ns)
             with ledger.lock:
                 run, taken, result = ledger.take(heads)
                 taken_ns = time.monotonic_ns()
@@ -268,6 +269,13 @@ class Pool:
                 if ledger.schedule is not None and any(map(ledger.schedule.is_delivered, heads, heads.values())):
                     ledger.fail(WorkerError(f"a batch was lost on its way to the consumer ({error!r})"))
             raise
+        finally:
+            self._counters.stop_waiting()
+
+    def note_end(self, left_ns: int) -> None:
+        """A consumer has asked for more than there is; ``left_ns``: see :meth:`next_batch`."""
+        if left_ns and os.getpid() == self._owner_pid:
+            self._counters.ended(time.monotonic_ns(), left_ns)
 
     def _hand_over(self, taken: Taken, result: Result) -> Any:
         """Returns the batch in memory that stays as long as somebody refers to it."""
@@ -316,7 +324,8 @@ class Pool:
         """
         if self.trace is not None:
             raise ArgumentError(f"a trace is under way, to {self.trace.path!r}; stop it first")
-        self._trace = self._counters.listener = Trace(path, self._num_workers, max_events)
+        self._trace = Trace(path, self._num_workers, max_events)
+        self._counters.listen(self._trace)
         return self._trace
 
     @property

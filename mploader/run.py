@@ -109,6 +109,11 @@ class Run:
         self._finalizer()
         self.settle()
 
+    def end(self) -> None:
+        """The consumer asks for more than there is, so it is done with the last batch that it got."""
+        self._pool.note_end(self._left_ns)
+        self._left_ns = 0
+
     def settle(self) -> None:
         """Tells the loader, once, that the epoch is over if everything was delivered."""
         if not self._is_over and self.delivered >= self.num_batches:
@@ -122,6 +127,7 @@ class Run:
     def __next__(self) -> Any:
         """Returns the next batch, which counts as consumed from then on."""
         if self._position >= self.length:
+            self.end()
             self.close()
             raise StopIteration
         if self._batch is None:
@@ -174,6 +180,7 @@ class _Batches(Iterator[Any]):
 
     def __next__(self) -> Any:
         if self._position >= self._run.length:
+            self._run.end()
             raise StopIteration
         batch = self._run.get(self._position)
         self._position += self._step

@@ -9,11 +9,11 @@ import collections
 import dataclasses
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
 from mploader import messages
+from mploader.consumers import ConsumerTime, SlotCounts
 from mploader.states import SlotState
 
 MARK_S = 5.0
@@ -90,11 +90,14 @@ class WorkerStatistics:
 class Statistics:
     """What a loader has done since it was made; a snapshot.
 
+    Several consumers at once count as one, which waits while any of them waits. Time in which nobody consumes, such as
+    a pause between epochs, counts in ``seconds`` and in what workers do meanwhile, and nowhere else.
+
     Attributes:
         batches: batches delivered.
         samples: samples in them.
         bytes: their size in slots, in bytes.
-        waited_s: seconds that consumers have waited for batches.
+        waited_s: seconds in which a consumer has waited for a batch.
         slots: how many slots there are.
         slots_lent: slots whose arrays somebody holds now.
         slots_free: slots that hold nothing now.
@@ -102,16 +105,17 @@ class Statistics:
         bad_samples: samples that were dropped or replaced.
         workers: one entry for each worker.
         seconds: since the loader was made.
-        computing_s: seconds between getting a batch and asking for the next, summed over all runs: what training
-            takes for itself. Behind ``as_dataset()`` it is ``prefetch`` that asks, as soon as it has room.
+        computing_s: seconds between getting a batch and asking for the next, or for the end of the epoch, in which no
+            consumer waited: what training takes for itself. Behind ``as_dataset()`` it is ``prefetch`` that asks, as
+            soon as it has room, so the steps on the last few batches of an epoch are not seen.
         started_s: seconds of ``waited_s`` that passed before the first batch of all: workers start, import and read.
-        copied_s: seconds that consumers have spent copying batches out.
+        copied_s: seconds in which a consumer has copied a batch out.
         slots_ready: slots that hold batches which nobody has taken yet.
         slots_leased: slots that workers write to, or will next.
         slots_wanted: how many slots the loader would have made with memory enough.
         slot_bytes: size of a slot.
-        full_s: seconds during which no slot was free.
-        lent_slot_s: slots lent, times the seconds during which they were.
+        full_s: seconds of ``active_s`` during which no slot was free.
+        lent_slot_s: slots lent, times the seconds of ``active_s`` during which they were.
     """
 
     batches: int
@@ -152,7 +156,7 @@ class Statistics:
 
     @property
     def active_s(self) -> float:
-        """Seconds that consumers have waited, copied or computed; the start left out."""
+        """Seconds in which a consumer has waited, copied or computed; the start left out."""
         return self.waited_s - self.started_s + self.copied_s + self.computing_s
 
     @property
@@ -252,11 +256,12 @@ class Handover(NamedTuple):
     got_ns: int
 
 
-SlotCounts = Mapping[SlotState, int]
-
-
 class Listener(Protocol):
     """Whoever wants to see each event as it is counted: a trace. Called in the thread that counts."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it wants to see no more."""
 
     def filled(self, worker: int, message: messages.Filled | messages.Drawn, now_ns: int, slots: SlotCounts) -> None:
         """A worker has made a batch."""
@@ -293,17 +298,24 @@ class Counters:
     """
 
     def __init__(self, num_workers: int) -> None:
-        self.listener: Listener | None = None
-        """Sees every event; set and taken away while the loader runs."""
         self._lock = threading.RLock()  # a signal handler may come back while it is held
+        self._listener: Listener | None = None
         self._workers = [_Work() for _ in range(num_workers)]
         self._batches = self._samples = self._bytes = self._copied = self._bad = 0
-        self._waited_ns = self._computing_ns = self._first_ns = self._copying_ns = 0
-        self._slots: SlotCounts = {}
         self._slots_wanted = self._slot_bytes = 0
-        self._full_ns = self._lent_ns = 0
-        self._made_ns = self._slots_ns = self._marked_ns = time.monotonic_ns()
+        self._made_ns = self._marked_ns = time.monotonic_ns()
+        self._time = ConsumerTime(self._made_ns)
         self._marks: collections.deque[Statistics] = collections.deque(maxlen=MARKS)
+
+    def listen(self, listener: Listener) -> None:
+        """Lets somebody see every event from now on, until they want no more; in place of who did so far."""
+        with self._lock:
+            self._listener = listener
+
+    def _listening(self) -> Listener | None:
+        if self._listener is not None and self._listener.is_over:
+            self._listener = None
+        return self._listener
 
     def allocated(self, wanted: int, slot_bytes: int) -> None:
         """The slots are made; ``wanted`` is how many would have been with memory enough."""
@@ -327,45 +339,56 @@ class Counters:
                 work.bytes_read += message.bytes_read
             else:
                 work.samples_read += message.samples
-            self._pass_slot_time(now_ns, slots)
-        if self.listener is not None:
-            self.listener.filled(worker, message, now_ns, slots)
+            self._time.see_slots(now_ns, slots)
+            listener = self._listening()
+        if listener is not None:
+            listener.filled(worker, message, now_ns, slots)
 
     def restarted(self, worker: int) -> None:
         """A worker is replaced."""
         with self._lock:
             self._workers[worker].restarts += 1
-        if self.listener is not None:
-            self.listener.restarted(worker, time.monotonic_ns())
+            listener = self._listening()
+        if listener is not None:
+            listener.restarted(worker, time.monotonic_ns())
+
+    def asked(self, asked_ns: int, left_ns: int) -> None:
+        """A consumer waits for a batch, until :meth:`stop_waiting`; ``left_ns`` as in :class:`Handover`."""
+        with self._lock:
+            self._time.ask(asked_ns, left_ns)
+
+    def stop_waiting(self) -> None:
+        """The consumer of this thread no longer waits, whether it has got a batch or an exception."""
+        self._time.stop_waiting()
+
+    def ended(self, now_ns: int, left_ns: int) -> None:
+        """A consumer has asked for more than there is; ``left_ns`` as in :class:`Handover`."""
+        with self._lock:
+            self._time.end(now_ns, left_ns)
 
     def delivered(self, handover: Handover, slots: SlotCounts) -> None:
         """A consumer has got a batch."""
-        waited_ns = handover.taken_ns - handover.asked_ns
         with self._lock:
             self._batches += 1
             self._samples += handover.samples
             self._bytes += handover.size
-            self._waited_ns += waited_ns
-            self._copying_ns += handover.got_ns - handover.taken_ns if handover.copied else 0
             self._copied += handover.copied
             self._bad += handover.bad
-            if handover.left_ns:
-                self._computing_ns += handover.asked_ns - handover.left_ns
-            if self._batches == 1:
-                self._first_ns = waited_ns
-            self._pass_slot_time(handover.got_ns, slots)
+            self._time.get(handover.got_ns, handover.got_ns - handover.taken_ns if handover.copied else 0)
+            self._time.see_slots(handover.got_ns, slots)
             if not self._marks or handover.got_ns - self._marked_ns > MARK_S * 1e9:
                 # The first mark lies behind the first batch, so that the start of the workers is no part of a verdict.
                 self._marked_ns = handover.got_ns
                 self._marks.append(self._snapshot(handover.got_ns))
-        if self.listener is not None:
-            self.listener.delivered(handover, slots)
+            listener = self._listening()
+        if listener is not None:
+            listener.delivered(handover, slots)
 
     def snapshot(self, slots: SlotCounts) -> Statistics:
         """Returns the totals as they are now."""
         with self._lock:
             now_ns = time.monotonic_ns()
-            self._pass_slot_time(now_ns, slots)
+            self._time.see_slots(now_ns, slots)
             return self._snapshot(now_ns)
 
     def recent(self, slots: SlotCounts) -> Statistics:
@@ -375,29 +398,20 @@ class Counters:
         now = self.snapshot(slots)
         return now if earlier is None else now.since(earlier)
 
-    def _pass_slot_time(self, now_ns: int, slots: SlotCounts) -> None:
-        """Counts the time that the slots were as they were until now."""
-        passed_ns = max(0, now_ns - self._slots_ns)
-        self._lent_ns += passed_ns * self._slots.get(SlotState.LENT, 0)
-        if self._slots and not self._slots.get(SlotState.FREE, 0):
-            self._full_ns += passed_ns
-        self._slots_ns = max(now_ns, self._slots_ns)
-        self._slots = slots
-
     def _snapshot(self, now_ns: int) -> Statistics:
-        slots = self._slots
+        spent, slots = self._time, self._time.slots
         return Statistics(
-            self._batches, self._samples, self._bytes, self._waited_ns / 1e9, sum(slots.values()),
+            self._batches, self._samples, self._bytes, spent.waited_ns / 1e9, sum(slots.values()),
             slots.get(SlotState.LENT, 0), slots.get(SlotState.FREE, 0), self._copied, self._bad,
             tuple(work.snapshot() for work in self._workers),
             seconds=(now_ns - self._made_ns) / 1e9,
-            computing_s=self._computing_ns / 1e9,
-            started_s=self._first_ns / 1e9,
-            copied_s=self._copying_ns / 1e9,
+            computing_s=spent.computed_ns / 1e9,
+            started_s=spent.started_ns / 1e9,
+            copied_s=spent.copied_ns / 1e9,
             slots_ready=slots.get(SlotState.READY, 0),
             slots_leased=slots.get(SlotState.LEASED, 0),
             slots_wanted=self._slots_wanted,
             slot_bytes=self._slot_bytes,
-            full_s=self._full_ns / 1e9,
-            lent_slot_s=self._lent_ns / 1e9,
+            full_s=spent.full_ns / 1e9,
+            lent_slot_s=spent.lent_ns / 1e9,
         )  # fmt: skip

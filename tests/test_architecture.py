@@ -22,7 +22,7 @@ ROWS = [
     ["position"],
     ["stages", "streams", "worker"],
     ["orphan", "process", "states", "schedule", "blame"],
-    ["statistics", "explain", "trace"],
+    ["consumers", "statistics", "explain", "trace"],
     ["ledger", "supervisor", "pool"],
     ["run", "loader", "generators"],
     ["tfdata"],

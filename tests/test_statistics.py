@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 
 import mploader
 from mploader import Loader
+from mploader.states import SlotState
+from mploader.statistics import Counters, Handover
 
 
 class Texts:
@@ -119,3 +122,130 @@ def test_a_snapshot_is_frozen_and_shows_itself() -> None:
     assert page.count("<tr>") == 3
     assert "&lt;Loader: 40 samples" in page
     assert isinstance(statistics.workers[0].read, mploader.Stage)
+
+
+FULL = {SlotState.READY: 2, SlotState.LENT: 1, SlotState.FREE: 0}
+MS = 1_000_000
+
+
+class Consumer:
+    """One of the consumers of some counters, at times in milliseconds since the counters were made."""
+
+    def __init__(self, counters: Counters) -> None:
+        self.counters = counters
+        self.left_ns = 0
+
+    def at(self, time_ms: int) -> int:
+        return self.counters._made_ns + time_ms * MS
+
+    def ask(self, time_ms: int) -> None:
+        self.counters.asked(self.at(time_ms), self.left_ns)
+
+    def get(self, asked_ms: int, got_ms: int, copied_ms: int = 0) -> None:
+        now = self.at(got_ms)
+        times = self.left_ns, self.at(asked_ms), now - copied_ms * MS, now
+        self.counters.delivered(Handover(0, 0, 1, 1, 0, copied_ms > 0, *times), FULL)
+        self.counters.stop_waiting()
+        self.left_ns = now
+
+    def take(self, asked_ms: int, got_ms: int, copied_ms: int = 0) -> None:
+        self.ask(asked_ms)
+        self.get(asked_ms, got_ms, copied_ms)
+
+    def end(self, time_ms: int) -> None:
+        self.counters.ended(self.at(time_ms), self.left_ns)
+        self.left_ns = 0
+
+
+def in_ms(counters: Counters) -> dict[str, int]:
+    """What the time went to."""
+    seen = counters.snapshot(FULL)
+    names = "waited_s", "computing_s", "copied_s", "started_s", "active_s", "full_s", "lent_slot_s"
+    return {name[:-2]: round(getattr(seen, name) * 1000) for name in names}
+
+
+def test_the_step_on_the_last_batch_of_a_run_is_computing() -> None:
+    counters = Counters(1)
+    consumer = Consumer(counters)
+    for start in range(0, 500, 100):  # epochs of one batch: 1 ms of waiting, 50 ms of training, then a pause
+        consumer.take(start, start + 1)
+        consumer.end(start + 51)
+    assert in_ms(counters) == {
+        "waited": 5, "computing": 250, "copied": 0, "started": 1, "active": 254, "full": 254, "lent_slot": 254
+    }  # fmt: skip
+
+
+def test_a_pause_counts_for_nothing() -> None:
+    counters = Counters(1)
+    consumer = Consumer(counters)
+    consumer.take(0, 10)
+    consumer.take(30, 35, copied_ms=2)
+    consumer.end(40)
+    consumer.end(900)  # asked once more
+    consumer.take(1000, 1001)
+    Consumer(counters).take(2000, 2001)  # of the run before nothing more is heard
+    assert in_ms(counters) == {
+        "waited": 15, "computing": 25, "copied": 2, "started": 10, "active": 32, "full": 32, "lent_slot": 32
+    }  # fmt: skip
+
+
+def test_two_runs_read_in_turn_count_as_one_consumer() -> None:
+    counters = Counters(1)
+    one, other = Consumer(counters), Consumer(counters)
+    for start in range(0, 100, 10):  # each waits 3 ms, and a step of 4 ms has both batches
+        one.take(start, start + 3)
+        other.take(start + 3, start + 6)
+    one.end(100)
+    assert in_ms(counters)["waited"] == 60
+    assert in_ms(counters)["computing"] == 40
+    assert in_ms(counters)["active"] == 97
+
+
+def test_two_threads_that_wait_at_the_same_time_wait_once() -> None:
+    counters = Counters(1)
+    one, other = Consumer(counters), Consumer(counters)
+    one.take(0, 10)
+    one.ask(30)
+    thread = threading.Thread(target=lambda: (other.take(40, 50), other.ask(60)))
+    thread.start()
+    thread.join()
+    one.get(30, 70)  # the other still waits, here and at the end
+    one.ask(80)
+    assert in_ms(counters)["waited"] == 10 + 50
+    assert in_ms(counters)["computing"] == 20
+
+
+class Over:
+    """A listener that wants to see no more."""
+
+    is_over = True
+
+
+def test_who_wants_to_see_no_more_is_told_nothing() -> None:
+    counters = Counters(1)
+    counters.listen(Over())  # type: ignore[arg-type]
+    Consumer(counters).take(0, 10)
+    counters.restarted(0)
+    assert counters._listener is None
+
+
+@pytest.mark.parametrize("batch_size", [40, None])
+def test_epochs_of_one_batch_show_what_training_takes(batch_size: int | None) -> None:
+    with Loader(Texts(), slow_picture, batch_size=batch_size, num_workers=1) as loader:
+        for _ in range(5):
+            for _ in loader:
+                time.sleep(0.02 if batch_size else 0.0005)
+        statistics = loader.statistics()
+    assert statistics.computing_s >= 5 * 0.02
+
+
+def test_an_interrupt_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Loader(Texts(), slow_picture, batch_size=4, num_workers=1) as loader:
+        batches = iter(loader)
+        next(batches)
+        with monkeypatch.context() as patch:
+            patch.setattr(loader._pool._ledger, "take", lambda heads: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                next(batches)
+        assert not loader._pool._counters._time._waiting
+        assert sum(1 for _ in batches) == 9

@@ -69,7 +69,9 @@ def work() -> dict[str, Callable[[], object]]:
 
     def deliver() -> None:
         times = time.monotonic_ns(), time.monotonic_ns(), time.monotonic_ns()
+        counters.asked(times[0], times[0])
         counters.delivered(Handover(0, 5, SAMPLES, 9_000_000, 0, False, times[0], *times), schedule.counts())
+        counters.stop_waiting()
 
     return {
         "trainer, a batch is made": lambda: counters.filled(0, message, time.monotonic_ns(), schedule.counts()),
