@@ -11,7 +11,8 @@ Times are microseconds since 1970 (UTC), the clock of TensorFlow's profiler. Its
 profile; :func:`mploader.tfdata.merge_profile` puts both into one file.
 
 The file is in the JSON array form, which readers accept without its end. A thread of the trace's own writes whole lines
-every quarter of a second, so a trainer that is killed leaves a readable file, and storage that hangs holds up nobody.
+every quarter of a second, so a trainer that is killed leaves a readable file. Storage that hangs or is full ends the
+trace and holds up nobody: what waits to be written is bounded, and closing waits for it a few seconds at most.
 """
 
 from __future__ import annotations
@@ -28,15 +29,20 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from mploader import messages
+from mploader.consumers import SlotCounts
 from mploader.errors import ArgumentError
-from mploader.statistics import Handover, SlotCounts
+from mploader.statistics import Handover
 
 log = logging.getLogger("mploader")
 
 MAX_EVENTS = 1_000_000
 """Events after which a trace stops by itself: about 130 MB, which Perfetto still opens."""
+MAX_PENDING = 50_000
+"""Events that may wait to be written, about 40 MB; several seconds of a loader at its fastest."""
 WRITE_S = 0.25
 """How often events are written."""
+STOP_S = 5.0
+"""How long :meth:`Trace.stop` waits for storage at most."""
 
 SHOWN_NS = 100_000
 """Shorter stretches of idleness are not shown: a message on its way."""
@@ -73,30 +79,36 @@ class Trace:
         self._left = max_events
         self._max_events = max_events
         self._pid = os.getpid()
-        self._queue: SimpleQueue[Event | None] = SimpleQueue()
-        self._lock = threading.Lock()
+        self._writer = _Writer(fd, self.path)
+        self._lock = threading.RLock()  # a signal handler or a finalizer may come back while it is held
         self._ended: dict[int, int] = {}
         """When the last slice of each track ended, on the monotonic clock."""
         self._lanes: list[int] = []
         """The run that each stream track showed last."""
+        self._stop_by_s = 0.0
+        """Until when :meth:`stop` waits, on the monotonic clock; 0 before the first call."""
         self._name_tracks(num_workers)
-        self._thread = threading.Thread(target=_write, args=(self._queue, fd, self.path), name="mploader trace",
-                                        daemon=True)  # fmt: skip
-        self._thread.start()
-        self._finalizer = weakref.finalize(self, self._queue.put, None)
+        self._finalizer = weakref.finalize(self, self._writer.end)
         self._finalizer.atexit = False
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is recorded any more: it is full, or stopped."""
-        return self._left <= 0
+        """Whether nothing is recorded any more: it is stopped or full, or storage does not take it."""
+        return self._writer.is_over
 
     def stop(self) -> None:
-        """Writes what is left and closes the file. May be called again."""
+        """Writes what is left and closes the file. May be called again.
+
+        Storage that does not answer for five seconds is left alone, with a warning; the file may lack its end then.
+        """
         with self._lock:
-            self._left = 0
-        self._finalizer()
-        self._thread.join()
+            is_first = not self._stop_by_s
+            if is_first:
+                self._stop_by_s = time.monotonic() + STOP_S
+            self._finalizer()
+        self._writer.thread.join(max(0.0, self._stop_by_s - time.monotonic()))
+        if is_first and self._writer.thread.is_alive():
+            log.warning("the trace %s may lack its end: its storage has not answered for %g s", self.path, STOP_S)
 
     def __enter__(self) -> Trace:
         """Returns the trace itself."""
@@ -120,12 +132,16 @@ class Trace:
 
     def add_span(self, name: str, started_ns: int, ended_ns: int) -> None:
         """Shows a stretch of time on the track "training"; times of ``time.monotonic_ns()``."""
+        if self.is_over:
+            return
         self._put([self._slice(_SPAN_TRACK, name, started_ns, ended_ns)])
 
     # What the counters tell; see mploader.statistics.Listener
 
     def filled(self, worker: int, message: messages.Filled | messages.Drawn, now_ns: int, slots: SlotCounts) -> None:
         """A worker has made a batch."""
+        if self.is_over:
+            return
         track = _WORKER_TRACK + worker
         start, end = message.started_ns, message.started_ns + message.busy_ns
         events = []
@@ -152,6 +168,8 @@ class Trace:
 
     def restarted(self, worker: int, now_ns: int) -> None:
         """A worker is replaced."""
+        if self.is_over:
+            return
         track = _WORKER_TRACK + worker
         with self._lock:
             self._ended[track] = now_ns
@@ -159,6 +177,8 @@ class Trace:
 
     def delivered(self, handover: Handover, slots: SlotCounts) -> None:
         """A consumer has got a batch."""
+        if self.is_over:
+            return
         track = self._lane(handover)
         events = []
         if handover.left_ns:
@@ -213,22 +233,97 @@ class Trace:
 
     def _put(self, events: list[Event]) -> None:
         with self._lock:
-            if self._left <= 0:
+            if self.is_over:
                 return
             self._left -= len(events)
-            is_full = self._left <= 0
+            self._writer.put(events)
+            if self._left <= 0:
+                self._end_early(f"it is full after {self._max_events:,} events; pass more max_events= to see further")
+            elif self._writer.pending > MAX_PENDING:
+                self._end_early(f"its storage is so slow that {MAX_PENDING:,} events wait for it")
+
+    def _end_early(self, why: str) -> None:
+        name = f"the trace stops here: {why}"
+        self._writer.put([{**self._event("i", 0, name, time.monotonic_ns()), "s": "g"}])
+        self._writer.end(why)
+
+
+class _Writer:
+    """A file and the thread that writes it. It does not refer to the trace, so that a trace that nobody holds ends.
+
+    Args:
+        fd: the open file; closed by the thread.
+        path: its name, for messages.
+
+    Attributes:
+        is_over: whether nothing is taken any more.
+        thread: ends once everything is written, or storage refuses it.
+    """
+
+    def __init__(self, fd: int, path: str) -> None:
+        self.is_over = False
+        self._fd = fd
+        self._path = path
+        self._why = ""
+        self._queue: SimpleQueue[Event | None] = SimpleQueue()
+        self.thread = threading.Thread(target=self._run, name="mploader trace", daemon=True)
+        self.thread.start()
+
+    @property
+    def pending(self) -> int:
+        """How many events wait to be written."""
+        return self._queue.qsize()
+
+    def put(self, events: list[Event]) -> None:
+        """Lets events be written."""
         for event in events:
             self._queue.put(event)
-        if is_full:
-            name = f"the trace stops here: it has {self._max_events:,} events"
-            self._queue.put({**self._event("i", 0, name, time.monotonic_ns()), "s": "g"})
-            log.warning("the trace %s is full after %d events; pass more max_events= to see further", self.path,
-                        self._max_events)  # fmt: skip
-            self._queue.put(None)
+
+    def end(self, why: str = "") -> None:
+        """Nothing comes any more; ``why``, if it is worth a warning. Takes no lock: finalizers call this."""
+        self._why = self._why or why
+        self.is_over = True
+        self._queue.put(None)
+
+    def _run(self) -> None:
+        try:
+            self._write_events()
+            if self._why:  # told here, because events are counted under locks that everybody waits for
+                log.warning("the trace %s stops here: %s", self._path, self._why)
+        except OSError as error:
+            log.warning("the trace %s ends here: %s", self._path, error.strerror)
+        finally:
+            self.is_over = True
+            with contextlib.suppress(Empty):
+                while True:
+                    self._queue.get_nowait()
+            os.close(self._fd)
+
+    def _write_events(self) -> None:
+        is_open, before = True, "[\n"
+        while is_open:
+            text: list[str] = []
+            # Sleeps until something comes, then gathers what else there is.
+            event = self._queue.get()
+            with contextlib.suppress(Empty):
+                while event is not None:
+                    text += before, json.dumps(event, separators=(",", ":"))
+                    before = ",\n"
+                    event = self._queue.get_nowait()
+                is_open = False
+                text.append("\n]\n")
+            _write_all(self._fd, "".join(text).encode())
+            if is_open:
+                time.sleep(WRITE_S)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data):]
 
 
 def read_events(path: str | os.PathLike[str]) -> list[Event]:
-    """Reads a timeline, also one that was cut off by the end of the trainer.
+    """Reads a timeline, also one that was cut off by the end of the trainer; what came before any event is none.
 
     Raises:
         ArgumentError: the file cannot be read, or is no timeline.
@@ -236,36 +331,17 @@ def read_events(path: str | os.PathLike[str]) -> list[Event]:
     try:
         with open(path) as file:
             text = file.read().rstrip()
-        complete = text if text.endswith("]") else text[: text.rfind("}") + 1] + "]"
-        return list(json.loads(complete))
+        try:
+            return _parse(text)
+        except ValueError:
+            # Cut within an event. Each has a line of its own, so the last line is what is incomplete.
+            return _parse(text[: max(0, text.rfind("\n"))] if text.startswith("[") else text)
     except (OSError, ValueError) as error:
         raise ArgumentError(f"cannot read the timeline {os.fspath(path)!r}: {error}") from error
 
 
-def _write(queue: SimpleQueue[Event | None], fd: int, path: str) -> None:
-    """The thread's body. It does not refer to the trace, so that a trace that nobody holds ends."""
-    is_open, before = True, "[\n"
-    try:
-        while is_open:
-            text: list[str] = []
-            # Sleeps until something comes, then gathers what else there is.
-            event = queue.get()
-            with contextlib.suppress(Empty):
-                while event is not None:
-                    text += before, json.dumps(event, separators=(",", ":"))
-                    before = ",\n"
-                    event = queue.get_nowait()
-                is_open = False
-                text.append("\n]\n")
-            _write_all(fd, "".join(text).encode())
-            if is_open:
-                time.sleep(WRITE_S)
-    except OSError as error:
-        log.warning("the trace %s ends here: %s", path, error.strerror)
-    finally:
-        os.close(fd)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data):]
+def _parse(text: str) -> list[Event]:
+    """Reads an array of events that may lack its end, or all but its end."""
+    if not text:
+        return []
+    return list(json.loads(text if text.endswith("]") else text.rstrip(",\n") + "]"))

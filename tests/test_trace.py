@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import os
@@ -10,14 +11,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mploader import Loader
+from mploader import Loader, messages
+from mploader import trace as tracing
 from mploader.errors import ArgumentError
-from mploader.trace import Trace
+from mploader.trace import Trace, read_events
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
@@ -106,8 +109,10 @@ def test_a_trace_stops_when_it_is_full_and_says_so(tmp_path: pathlib.Path, caplo
         assert trace.is_over
     events = events_of(path)
     assert 50 <= len(events) < 70
-    assert events[-1]["name"] == "the trace stops here: it has 50 events"
-    assert "full after 50 events" in caplog.text
+    assert events[-1]["name"].startswith("the trace stops here: it is full after 50 events")
+    (warning,) = caplog.records
+    assert "full after 50 events" in warning.message
+    assert warning.threadName == "mploader trace"  # and no thread that others wait for
 
 
 def test_one_trace_at_a_time(tmp_path: pathlib.Path) -> None:
@@ -141,11 +146,90 @@ def test_no_file_is_touched_for_a_trace_of_no_events(tmp_path: pathlib.Path) -> 
 
 def test_a_trace_that_nobody_holds_is_closed(tmp_path: pathlib.Path) -> None:
     trace = Trace(tmp_path / "run.json", num_workers=1)
-    thread = trace._thread
+    thread = trace._writer.thread
     del trace
     thread.join(10)
     assert not thread.is_alive()
     assert events_of(tmp_path / "run.json")[0]["args"] == {"name": "mploader"}
+
+
+@pytest.fixture
+def stuck(tmp_path: pathlib.Path) -> Iterator[tuple[pathlib.Path, int]]:
+    """A file whose storage hangs: a pipe that nobody reads, and its reading end."""
+    path = tmp_path / "stuck"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+    yield path, reader
+    os.close(reader)
+
+
+def rest_of(reader: int, trace: Trace) -> str:
+    """Reads what a trace still writes, until its thread has ended."""
+    os.set_blocking(reader, True)
+    text = "".join(iter(lambda: os.read(reader, 2**16).decode(), ""))
+    trace._writer.thread.join()
+    return text
+
+
+@pytest.mark.timeout(60)
+def test_storage_that_hangs_does_not_hold_up_the_end(
+    stuck: tuple[pathlib.Path, int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tracing, "STOP_S", 0.01)
+    path, reader = stuck
+    loader = Loader(range(100), slow_picture, batch_size=1, num_workers=1)
+    trace = loader.trace(path)
+    sum(1 for _ in loader)
+    loader.close()
+    trace.stop()
+    assert [record.message for record in caplog.records] == [
+        f"the trace {path} may lack its end: its storage has not answered for 0.01 s"
+    ]
+    assert json.loads(rest_of(reader, trace))
+
+
+@pytest.mark.timeout(60)
+def test_storage_that_is_too_slow_ends_the_trace(
+    stuck: tuple[pathlib.Path, int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tracing, "MAX_PENDING", 100)
+    path, reader = stuck
+    trace = Trace(path, num_workers=1)
+    while not trace.is_over:
+        trace.add_span("step", 0, 1000)
+    assert trace._writer.pending <= 103
+    events = json.loads(rest_of(reader, trace))
+    assert events[-1]["name"] == "the trace stops here: its storage is so slow that 100 events wait for it"
+    assert "100 events wait" in caplog.text
+
+
+def test_a_trace_that_cannot_be_written_is_over(tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Loader(range(8), slow_picture, batch_size=2, num_workers=1) as loader:
+        refused = loader.trace("/dev/full")
+        refused._writer.thread.join()
+        assert refused.is_over
+        assert "the trace /dev/full ends here: No space left" in caplog.text
+        sum(1 for _ in loader)
+        assert refused._writer.pending == 0
+        with loader.trace(tmp_path / "run.json"):
+            sum(1 for _ in loader)
+    assert [event for event in events_of(tmp_path / "run.json") if event["ph"] == "X"]
+
+
+def test_every_cut_of_a_file_can_be_read(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "run.json"
+    with Trace(path, num_workers=1) as trace:
+        trace.filled(0, messages.Filled(*[1] * 18), 1, {})
+        trace.add_span('a {"name": [1]}, \n]', 0, 1000)
+        trace.add_span("[", 1000, 2000)
+    whole = path.read_text()
+    events = json.loads(whole)
+    ends = [cut for cut in range(len(whole)) if whole[:cut].endswith("}") and whole[cut : cut + 2] in (",\n", "\n]")]
+    assert len(ends) == len(events)
+    for cut in range(len(whole) + 1):
+        path.write_text(whole[:cut])
+        assert read_events(path) == events[: sum(end <= cut for end in ends)], whole[:cut]
 
 
 TRAINER = """
