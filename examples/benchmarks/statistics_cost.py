@@ -43,10 +43,10 @@ def cost_us(function: Callable[[], object]) -> float:
     return (time.thread_time_ns() - started_ns) / REPEATS / 1e3
 
 
-def worker_batch(stages: Stages, stride: int) -> None:
+def worker_batch(stages: Stages, is_quick: bool) -> None:
     """What a worker does for the statistics of one batch."""
     sample = (bytes(110_000), 3)
-    stages._stride = stride
+    stages._is_quick = is_quick
     stages.start_batch(time.monotonic_ns())
     for _ in range(SAMPLES):
         stages.start_sample()
@@ -76,8 +76,8 @@ def work() -> dict[str, Callable[[], object]]:
     return {
         "trainer, a batch is made": lambda: counters.filled(0, message, time.monotonic_ns(), schedule.counts()),
         "trainer, a batch is delivered": deliver,
-        "worker, a batch, each sample timed": lambda: worker_batch(stages, 1),
-        f"worker, a batch, one in {STRIDE} timed": lambda: worker_batch(stages, STRIDE),
+        "worker, a batch, each sample timed": lambda: worker_batch(stages, False),
+        f"worker, a batch, one in {STRIDE} timed": lambda: worker_batch(stages, True),
         "worker, its processor time is read": stages._clock.read,
     }
 
