@@ -46,6 +46,23 @@ def test_fit_prints_a_line_an_epoch_and_writes_scalars_and_steps(tmp_path: pathl
     assert steps == [f"step {number}" for _ in range(2) for number in range(5)]
 
 
+def test_one_callback_serves_one_fit_after_the_other(tmp_path: pathlib.Path) -> None:
+    model = keras.Sequential([keras.layers.Dense(2)])
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    lines: list[str] = []
+    with mploader.Loader(range(4), vector_and_label, batch_size=2, num_workers=1) as loader:
+        callback = mploader.tfdata.StatisticsCallback(loader, tmp_path, lines.append)
+        dataset = loader.as_dataset()
+        for first in range(2):
+            model.fit(dataset, initial_epoch=first, epochs=first + 1, verbose=0, shuffle=False, callbacks=[callback])
+    assert [line.split(":")[0] for line in lines] == ["epoch 1", "epoch 2"]
+    steps = [
+        event.step for file in sorted((tmp_path / "loader").iterdir())
+        for event in tf.compat.v1.train.summary_iterator(str(file)) if event.summary.value
+    ]  # fmt: skip
+    assert set(steps) == {0, 1}
+
+
 def test_the_profile_of_tensorflow_and_the_timeline_have_one_clock(tmp_path: pathlib.Path) -> None:
     with (
         mploader.Loader(range(40), batch_size=8, num_workers=1) as loader,

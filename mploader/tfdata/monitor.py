@@ -58,11 +58,15 @@ class StatisticsCallback(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         self._loader = loader
         self._print_line = print_line
-        self._writer = (
-            None if log_dir is None else tf.summary.create_file_writer(os.path.join(os.fspath(log_dir), "loader"))
-        )
+        self._folder = None if log_dir is None else os.path.join(os.fspath(log_dir), "loader")
+        self._writer: Any = None
         self._before = loader.statistics()
         self._step_ns = 0
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        """Opens a file of scalars: one for each ``fit``."""
+        if self._folder is not None:
+            self._writer = tf.summary.create_file_writer(self._folder)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Remembers what was before the epoch."""
@@ -93,6 +97,7 @@ class StatisticsCallback(keras.callbacks.Callback):  # type: ignore[misc]
         """Closes the file of scalars."""
         if self._writer is not None:
             self._writer.close()
+            self._writer = None
 
 
 def describe(statistics: Statistics) -> str:
