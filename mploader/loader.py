@@ -20,6 +20,7 @@ from mploader import payload, resources
 from mploader import position as positions
 from mploader.arena import TEXT_BYTES
 from mploader.bad_limit import BadLimit
+from mploader.bad_record import BadRecord
 from mploader.blame import MAX_HANGS_IN_A_ROW
 from mploader.buckets import BucketBy, LengthsOf
 from mploader.checks import seconds, whole_number
@@ -143,12 +144,7 @@ class Loader:
         """Whether the samples of the source are batches already."""
         self._described: dict[int, Description] = {}
         self._last_run: weakref.ref[Run] | None = None
-        self._bad_samples: list[BadSample] = []
-        self._bad_places: list[Position] = []
-        self._bad_before: tuple[int, list[int]] = 0, []
-        """How many samples were bad before the position that was loaded, and the last of them."""
-        self._resumed = self._next, 0
-        """The position that was loaded, and how many samples of its epoch were bad before it."""
+        self._bad = BadRecord()
         job = Job(source, transform, self._plan, on_bad_sample, is_batched=self.is_batched)
         self._pool = Pool(job, self._num_workers, stall_timeout_s)
         # Whatever happens to the loader, its workers end: on close(), when it is collected, or at exit.
@@ -269,9 +265,13 @@ class Loader:
         return self._pool.trace
 
     def bad_samples(self) -> list[BadSample]:
-        """Returns the samples that were dropped or replaced in the batches delivered so far, oldest first."""
+        """Returns the samples that were dropped or replaced in the batches delivered so far, oldest first.
+
+        A sample that is bad in every epoch is listed for every epoch. A long training lists the last four epochs, and
+        at least the last 1,000 bad samples; ``statistics().bad_samples`` counts all.
+        """
         with self._lock:
-            return list(self._bad_samples)
+            return self._bad.samples()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the position of the last consumed batch: a plain dict for JSON, below 4 kB for any dataset.
@@ -292,15 +292,8 @@ class Loader:
             )
         with self._lock:
             consumed = self._consumed
-            bad = [bad.index for bad, place in zip(self._bad_samples, self._bad_places, strict=True)
-                   if place <= consumed]  # fmt: skip
-            in_epoch = sum(consumed >= place > Position(consumed.epoch, 0) for place in self._bad_places)
-            if self._resumed[0].epoch == consumed.epoch:
-                in_epoch += self._resumed[1]
-            count, before = self._bad_before
-        return positions.save(
-            consumed, self._plan, self.is_batched, self._source_facts, count + len(bad), [*before, *bad], in_epoch
-        )
+            count, indices, in_epoch = self._bad.until(consumed)
+        return positions.save(consumed, self._plan, self.is_batched, self._source_facts, count, indices, in_epoch)
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
         """Continues at a saved position: the next ``iter()``, or iteration of a dataset, starts there.
@@ -322,9 +315,10 @@ class Loader:
                 self._pool.give_up_run(self._ahead[1])
                 self._ahead = None
             self._next = self._consumed = start
-            self._bad_samples, self._bad_places = [], []
-            self._bad_before = int(state.get("bad_samples", 0)), list(state.get("bad_indices", []))
-            self._resumed = start, int(state.get("bad_in_epoch", 0))
+            self._bad.load(
+                start, int(state.get("bad_samples", 0)), list(state.get("bad_indices", [])),
+                int(state.get("bad_in_epoch", 0)),
+            )  # fmt: skip
             self.consumption.clear()
         self._make_ahead()
 
@@ -428,7 +422,7 @@ class Loader:
 
     def bad_before(self, start: Position) -> int:
         """How many samples were bad in the epoch of a run before the place where the run starts."""
-        return self._resumed[1] if start == self._resumed[0] else 0
+        return self._bad.before(start)
 
     def consume(self, place: Position) -> None:
         """Notes that everything before a place was consumed."""
@@ -516,8 +510,7 @@ class Loader:
     def record_bad(self, bad: list[BadSample], place: Position) -> None:
         """Keeps what a delivered batch says of its bad samples; ``place`` is the one behind the batch."""
         with self._lock:
-            self._bad_samples += bad
-            self._bad_places += [place] * len(bad)
+            self._bad.add(bad, place)
 
 
 def _measure_lengths(

@@ -83,7 +83,8 @@ class BadSample:
         index: the sample's number in the source.
         where: file, record and byte, as far as the source knows them.
         error: the original exception, as ``Type: message``.
-        traceback: the worker's traceback as text.
+        traceback: the worker's traceback as text, of the first 100 of an epoch; "" for others, and where so many
+            samples of one batch are bad that it had no room.
     """
 
     index: int

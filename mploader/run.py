@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mploader.bad_limit import NAMED
+from mploader.bad_record import TRACEBACKS_KEPT
 from mploader.errors import WorkerError
 from mploader.pool import Pool
 from mploader.position import Position
@@ -149,8 +150,11 @@ class Run:
 
     def _record_bad(self, position: int, reports: list[SampleReport]) -> None:
         bad = [
-            BadSample(report.index, report.where, f"{report.kind}: {report.error}", report.traceback)
-            for report in reports
+            BadSample(
+                report.index, report.where, f"{report.kind}: {report.error}",
+                report.traceback if number < TRACEBACKS_KEPT else "",
+            )
+            for number, report in enumerate(reports, self._bad)
         ]
         self._bad += len(bad)
         self._first_bad = (self._first_bad + bad)[:NAMED]

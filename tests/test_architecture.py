@@ -19,7 +19,7 @@ ROWS = [
     ["batch", "shapes", "buckets", "layout"],
     ["arena", "messages"],
     ["pickling", "payload"],
-    ["position"],
+    ["position", "bad_record"],
     ["stages", "streams", "worker"],
     ["orphan", "process", "states", "schedule", "blame"],
     ["consumers", "statistics", "explain", "trace"],
