@@ -57,7 +57,7 @@ class BadRecord:
         return self._before_start if start == self._start else 0
 
     def until(self, consumed: Position) -> tuple[int, list[int], int]:
-        """Returns how many were bad before a place, the last of them, and how many of them in the epoch of the place."""
+        """Returns how many were bad before a place, the last of them, and how many in the epoch of the place."""
         bad = [(place, sample.index) for place, sample in self._listed if place <= consumed]
         in_epoch = sum(place > Position(consumed.epoch, 0) for place, _ in bad)
         if self._start.epoch == consumed.epoch:
