@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -144,7 +145,8 @@ def test_workers_that_are_killed_again_and_again_are_the_limit() -> None:
         def kill(number: int) -> None:
             pids = loader.worker_pids
             if number % 5 == 0 and pids:
-                os.kill(pids[0], signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # the one that was killed before
+                    os.kill(pids[0], signal.SIGKILL)
 
         verdict = take(loader, 40, between=kill)
     assert verdict.limit is Limit.WORKERS_LOST, verdict

@@ -16,6 +16,7 @@ from PIL import Image
 
 import mploader
 from mploader import keras_images
+from tests.conftest import PHOTOS
 
 Folder = Callable[..., Path]
 INTERPOLATIONS = ("bilinear", "nearest", "bicubic", "area", "lanczos3", "lanczos5", "gaussian", "mitchellcubic")
@@ -281,11 +282,7 @@ def test_a_damaged_file_is_named_or_left_out(jpegs: Path, tmp_path: Path) -> Non
     dataset.loader.close()
 
 
-PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "photos"
-
-
 @pytest.mark.photos
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"the photographs are not in {PHOTOS}")
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_photographs_differ_by_less_than_half_of_255(tmp_path: Path, interpolation: str) -> None:
     (tmp_path / "a").mkdir()

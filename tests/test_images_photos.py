@@ -1,9 +1,8 @@
-"""Decoding of real photographs and exotic files; skipped where they are not beside the repository."""
+"""Decoding of real photographs and exotic files."""
 
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +10,10 @@ from PIL import Image, ImageOps
 
 from mploader import images
 from mploader.errors import SampleError
+from tests.conftest import PHOTOS
 from tests.test_images_decode import by_pillow, distance, encoded
 
-PHOTOS = Path(__file__).resolve().parents[2] / "shared" / "photos"
-pytestmark = [
-    pytest.mark.photos,
-    pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"the photographs are not in {PHOTOS}"),
-]
+pytestmark = pytest.mark.photos
 PICTURES = ["astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "hubble_deep_field.jpg", "retina.jpg"]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from typing import Any
 
 import keras
@@ -14,6 +13,7 @@ from keras.src.trainers.data_adapters.py_dataset_adapter import PyDatasetAdapter
 
 import mploader
 from tests import keras_pydatasets, pydatasets
+from tests.conftest import kill_one
 from tests.shapes_data import lies_in_a_slot
 
 
@@ -102,7 +102,7 @@ def test_a_worker_that_dies_knows_the_epoch_again() -> None:
     order = original.order.copy()
     run = iter(dataset.loader)
     labels = [next(run)[1].copy()]
-    os.kill(dataset.loader.worker_pids[0], signal.SIGKILL)
+    kill_one(dataset.loader, 0)
     labels += [y.copy() for _, y in run]
     np.testing.assert_array_equal(np.concatenate(labels), order)
     dataset.loader.close()

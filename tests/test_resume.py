@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +14,7 @@ import pytest
 from mploader import ArgumentError, Loader, ShardShuffle
 from mploader.sources import Mix, TFRecordShards
 from mploader.sources.tfrecord_write import TFRecordWriter
+from tests.conftest import kill_one
 
 EPOCHS = 3
 SAMPLES = 23
@@ -127,7 +126,7 @@ def test_a_position_after_faults_is_the_position_without_them() -> None:
         for number, batch in enumerate(loader):
             seen.append(plain(batch))
             if number in (0, 2):
-                os.kill(loader.worker_pids[0], signal.SIGKILL)
+                kill_one(loader, 0)
             assert through_json(loader.state_dict()) == states[number + 1]
         state = states[3]
         assert stream[:3] + rest_of(loader, state) == stream

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import mploader
 from mploader import BucketBy, Loader, Pad, Ragged
 from mploader.errors import ArgumentError, SampleError, SpecError
+from tests.conftest import kill_one
 
 LENGTHS = [3, 1, 0, 5, 2, 8, 1, 1, 4, 7, 0, 2, 6]
 ROWS = [np.arange(10 * number, 10 * number + length, dtype=np.int32) for number, length in enumerate(LENGTHS)]
@@ -281,7 +281,7 @@ def test_batches_that_are_too_large_survive_the_death_of_their_workers() -> None
         got = []
         for place, batch in enumerate(loader):
             if place % 6 == 2:
-                os.kill(loader.worker_pids[place % 2 - 1], signal.SIGKILL)
+                kill_one(loader, place // 6 % 2)
             got.append(batch.sum())
         assert got == wanted
         assert loader.statistics().restarts > 0

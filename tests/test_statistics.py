@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
 import threading
 import time
 
@@ -15,6 +13,7 @@ import mploader
 from mploader import Loader
 from mploader.states import SlotState
 from mploader.statistics import Counters, Handover
+from tests.conftest import kill_one
 
 
 class Texts:
@@ -77,7 +76,7 @@ def test_a_lost_worker_is_counted_where_it_was() -> None:
     with Loader(Texts(), slow_picture, batch_size=2, num_workers=2) as loader:
         run = iter(loader)
         next(run)
-        os.kill(loader.worker_pids[0], signal.SIGKILL)
+        kill_one(loader, 0)
         assert sum(1 for _ in run) == 19
         for _ in loader:  # gives the replacement time to be started, whenever the kernel tells of the death
             if loader.statistics().restarts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -165,7 +166,12 @@ def test_an_interrupted_run_leaves_complete_files_and_no_process(
 
 
 def drawing_children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "mploader.synth_picture" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since it was listed
+            if "mploader.synth_picture" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 SCRIPT = """
@@ -217,7 +223,8 @@ def test_what_a_killed_run_left_is_removed_and_what_a_live_one_writes_is_not(tmp
 def test_a_drawing_process_that_dies_is_an_error_that_says_how(tmp_path: Path) -> None:
     def kill(done: int, count: int) -> None:
         for child in drawing_children():
-            child.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
 
     with pytest.raises(WorkerError, match="killed by SIGKILL"):
         # So many pictures that no pipe holds all that remain.

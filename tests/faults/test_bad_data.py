@@ -310,7 +310,7 @@ def test_every_kind_of_picture_is_decoded_or_named(pictures: pathlib.Path) -> No
         assert BAD[name][1] in error, name
 
 
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the photographs (../shared/photos) are not there")
+@pytest.mark.photos
 def test_real_pictures_of_rare_kinds(tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "rare"
     folder.mkdir()

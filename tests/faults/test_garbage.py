@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 
 from mploader import messages
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, kill_one
 from tests.faults.streams import element, make_loader, read
 
 
@@ -37,7 +36,7 @@ def with_grandchild(sample: Any, rng: np.random.Generator) -> Any:
 
 def test_worker_with_a_live_grandchild(clean: str, recovery: Callable[[float], None]) -> None:
     with make_loader(transform=with_grandchild) as loader:
-        epoch = read(loader, at={5: lambda: os.kill(loader.worker_pids[0], signal.SIGKILL)})
+        epoch = read(loader, at={5: lambda: kill_one(loader, 0)})
     recovery(epoch.longest_pause_s)
     assert (epoch.digest, epoch.missing) == (clean, {})
 
@@ -56,6 +55,7 @@ def _run(program: str, *arguments: str) -> str:
 def test_program_that_takes_the_exit_status_away(how: str, clean: str) -> None:
     program = """
 import os, signal, sys, threading, time
+from tests.conftest import kill_one
 from tests.faults.streams import make_loader, read
 from tests.faults.test_garbage import with_grandchild
 if sys.argv[1] == "ignored":
@@ -69,7 +69,7 @@ else:
                 time.sleep(0.001)
     threading.Thread(target=reap, daemon=True).start()
 with make_loader(transform=with_grandchild) as loader:
-    print(read(loader, at={5: lambda: os.kill(loader.worker_pids[0], signal.SIGKILL)}).digest)
+    print(read(loader, at={5: lambda: kill_one(loader, 0)}).digest)
 """
     assert _run(program, how).strip() == clean
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mploader import ClosedError, Loader
+from tests.conftest import kill_one
 from tests.faults import work
 
 OPTIONS: dict[str, Any] = {"batch_size": work.BATCH, "shuffle": True, "seed": 11, "num_workers": 2}
@@ -134,7 +135,7 @@ def test_somebody_else_collects_the_workers() -> None:
         with Loader(range(work.SAMPLES), work.slow_element, **OPTIONS) as loader:
             run = iter(loader)
             batches = [next(run)]
-            os.kill(loader.worker_pids[0], signal.SIGKILL)
+            kill_one(loader, 0)
             batches += run
             assert loader.statistics().restarts == 1
     finally:

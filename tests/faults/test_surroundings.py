@@ -19,6 +19,7 @@ from mploader import blame, supervisor
 from mploader.arena import Arena
 from mploader.ledger import Ledger
 from mploader.testing import faults
+from tests.conftest import kill_all
 from tests.faults.streams import Faulty, make_loader, plain, read
 
 Script = Callable[..., Any]
@@ -118,8 +119,7 @@ def test_an_interpreter_that_breaks_while_workers_run_ends_the_loop_of_starts() 
         next(run)
         spawn.set_executable("/bin/false")
         try:
-            for pid in loader.worker_pids:
-                os.kill(pid, signal.SIGKILL)
+            kill_all(loader)
             with pytest.raises(mploader.WorkerError, match=r"in a row before a batch was made.*code 1"):
                 read(run)
         finally:

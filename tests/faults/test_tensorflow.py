@@ -55,14 +55,14 @@ def test_it_delivers_while_tensorflow_holds_every_slot(run_script: Script) -> No
         HEAD
         + """
 source = loader(samples=64, memory=2 * (8 * 64 * 64 * 3 + 70_000))
-kept, longest, before = [], 0.0, None
+kept, moments_s = [], []
 for batch in source.as_dataset():
-    if before is not None:
-        longest = max(longest, time.monotonic() - before)
     kept.append(batch)
-    before = time.monotonic()
+    moments_s.append(time.monotonic())
 ids = sorted(int(number) for batch in kept for number in batch["id"].numpy())
-print(ids == list(range(64)), source.statistics().slots, longest < 1)
+pauses_s = sorted(after - before for before, after in zip(moments_s, moments_s[1:]))
+# The middle one counts: a busy machine makes some long, a delivery that waits for a tick makes all long.
+print(ids == list(range(64)), source.statistics().slots, pauses_s[len(pauses_s) // 2] < 1)
 """
     )
     assert done.stdout.split() == ["True", "2", "True"]
