@@ -10,7 +10,7 @@ known before the generator ends.
 
 The states, and the events that move them, stand as tables in :mod:`mploader.states`.
 
-Guarantees, each searched exhaustively in ``tests/test_schedule.py``:
+Guarantees, each searched exhaustively in small worlds by ``tests/test_schedule_search.py``:
 
 * A position of a run is delivered exactly once. It leaves LEASED only by a result that matches its current lease, or
   by the loss of its worker, which makes it pending again with the next attempt.
@@ -295,11 +295,17 @@ class Schedule:
         )
 
     def snapshot(self) -> tuple[object, ...]:
-        """Everything that decides about the future, hashable: two schedules with one snapshot behave alike."""
+        """Everything that decides about the future, hashable: two schedules with one snapshot behave alike.
+
+        Attempts, generations and the next free numbers are left out: they tell one use from another, and decide
+        nothing.
+        """
         return (
             tuple((slot.state, slot.task) for slot in self._slots),
             tuple(self._free),
             self.is_ahead_held,
+            tuple(sorted(self._dying)),
+            tuple(self._partings),
             tuple(
                 (task.number, task.run, task.position, task.state, task.slot, tuple(task.crashes))
                 for task in self._tasks.values()
@@ -307,11 +313,11 @@ class Schedule:
             tuple((worker, tuple(lease.task for lease in held)) for worker, held in sorted(self._workers.items())),
             tuple((worker, tuple(lease.slot for lease in held)) for worker, held in sorted(self._abandoned.items())),
             tuple(
-                (number, run.frontier, run.length, tuple(sorted(run.pending)), tuple(sorted(run.waiting)),
-                 run.delivered, run.worker, run.drawn)
+                (number, run.epoch, run.length, run.claimed, run.limit, run.frontier, tuple(sorted(run.pending)),
+                 tuple(sorted(run.waiting)), run.delivered, run.stream, run.worker, run.drawn, run.checksum, run.first)
                 for number, run in self._runs.items()
             ),
-        )
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         slots = ", ".join(f"{self.count(state)} {state.name.lower()}" for state in SlotState if self.count(state))

@@ -1,15 +1,14 @@
-"""The schedule: single rules first, then every interleaving of events in a small world."""
+"""The schedule, one rule after the other; ``test_schedule_search`` tries all interleavings of its events."""
 
 from __future__ import annotations
 
 import copy
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 
 from mploader.schedule import MAX_ATTEMPTS, Schedule
-from mploader.states import SLOT_MOVES, TASK_MOVES, IllegalEventError, Lease, SlotState
+from mploader.states import SLOT_MOVES, TASK_MOVES, IllegalEventError, Lease, SlotState, Task, TaskState
 
 
 def started(slots: int = 4, reserved: int = 1, workers: int = 1, backlog: int = 2) -> Schedule:
@@ -75,7 +74,68 @@ def test_every_slot_event_that_the_table_does_not_have_raises_and_changes_nothin
         with pytest.raises(IllegalEventError):
             schedule._move_slot(0, event)
     assert schedule.snapshot() == before
-    assert {task for task, _ in TASK_MOVES}, "the table of tasks is not empty"
+
+
+@pytest.mark.parametrize("state", list(TaskState))
+def test_every_task_event_that_the_table_does_not_have_raises_and_changes_nothing(state: TaskState) -> None:
+    task = Task(5, run=0, position=3, state=state, slot=1)
+    before = copy.copy(task)
+    events = {event for _, event in TASK_MOVES} - {event for before, event in TASK_MOVES if before is state}
+    assert events
+    for event in events:
+        with pytest.raises(IllegalEventError, match=f"task 5 is {state.name}: {event} is impossible"):
+            task.move(event)
+    assert task == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda schedule, run: schedule.worker_dying(0),
+        lambda schedule, run: schedule.claim(run),
+        lambda schedule, run: schedule.close_run(run),
+        lambda schedule, run: schedule.worker_lost(0, ordinal=1),
+        lambda schedule, run: schedule.worker_abandoned(0, ordinal=1),
+        lambda schedule, run: schedule.failed(schedule.leases(0)[0]),
+        lambda schedule, run: schedule.filled(schedule.leases(0)[0]),
+        lambda schedule, run: schedule.take(run, 0),
+        lambda schedule, run: setattr(schedule, "is_ahead_held", True),
+    ],
+)
+def test_a_snapshot_tells_of_every_change(change: Callable[[Schedule, int], object]) -> None:
+    schedule = started()
+    run = schedule.open_run(0, 10, claimed=False)
+    schedule.lease()
+    before = schedule.snapshot()
+    change(schedule, run)
+    assert schedule.snapshot() != before
+
+
+def test_a_snapshot_tells_streams_apart_by_what_was_drawn_and_what_is_to_be_forgotten() -> None:
+    seen = set()
+    for limit, checksum in ((2, 7), (2, 8), (3, 7)):
+        schedule = started()
+        run = schedule.open_stream(0, limit)
+        (first, *_) = lease_all(schedule)
+        schedule.drawn(first, elements=1, is_last=False, checksum=checksum)
+        seen.add(schedule.snapshot())
+        schedule.close_run(run)
+        seen.add(schedule.snapshot())
+        assert schedule.partings() == [(0, run)]
+        seen.add(schedule.snapshot())
+    assert len(seen) == 3 + 2, "three that are open, one that is to be forgotten, one that is"
+
+
+def test_the_end_of_an_older_use_does_not_free_a_slot() -> None:
+    schedule = started(slots=2)
+    run = schedule.open_run(0, 1)
+    finish(schedule, lease_all(schedule)[0])
+    taken = schedule.take(run, 0)
+    assert taken is not None
+    before = schedule.snapshot()
+    with pytest.raises(IllegalEventError, match=r"is in use 1, not 0"):
+        schedule.release(taken.slot, taken.generation - 1)
+    assert schedule.snapshot() == before
 
 
 def test_a_lost_worker_gives_its_leases_back_with_the_next_attempt() -> None:
@@ -238,166 +298,3 @@ def test_a_worker_that_was_killed_gets_no_more_leases() -> None:
     schedule.worker_lost(0, ordinal=None)
     schedule.worker_ready(2)
     assert [lease.worker for lease in lease_all(schedule)] == [2]
-
-
-class World:
-    """A pool in miniature: what the kernel, the workers and the consumers would do, one event at a time."""
-
-    def __init__(self, workers: int, lengths: tuple[int, ...], slots: int, kills: int, reserved: int) -> None:
-        self.schedule = Schedule(slots, reserved)
-        self.kills = kills
-        self.inboxes: dict[int, deque[Lease]] = {}
-        self.outboxes: dict[int, deque[Lease]] = {}
-        self.alive: dict[int, bool] = {}
-        self.slots: list[tuple[int, int] | None] = [None] * slots
-        self.memory: dict[int, tuple[int, int] | None] = {}
-        self.positions = [0] * len(lengths)
-        self.lengths = lengths
-        self.held: list[tuple[int, int]] = []
-        self.next_worker = 0
-        self.runs = [self.schedule.open_run(epoch, length) for epoch, length in enumerate(lengths)]
-        for _ in range(workers):
-            self.start()
-
-    def start(self) -> None:
-        worker = self.next_worker
-        self.next_worker += 1
-        self.inboxes[worker], self.outboxes[worker], self.alive[worker] = deque(), deque(), True
-        self.schedule.worker_ready(worker)
-
-    def events(self) -> Iterator[tuple[str, int]]:
-        """Every event that can happen next."""
-        yield "lease", 0
-        for worker, alive in self.alive.items():
-            if alive and self.inboxes[worker]:
-                yield "work", worker
-            if self.outboxes[worker]:
-                yield "receive", worker
-            if alive and self.kills:
-                yield "kill", worker
-            if not alive:
-                yield "bury", worker
-        for number, position in enumerate(self.positions):
-            if position < self.lengths[number]:
-                yield "take", number
-        if self.held:
-            yield "release", 0
-
-    def do(self, event: str, number: int) -> None:
-        getattr(self, event)(number)
-
-    def lease(self, _: int) -> None:
-        lease = self.schedule.lease()
-        if lease is None:
-            return
-        if lease.spilled >= 0:
-            self.memory[lease.spilled] = self.slots[lease.slot]
-        writers = [held.slot for worker, box in self.inboxes.items() if self.alive[worker] for held in box]
-        assert lease.slot not in writers, "two writers"
-        assert all(lease.slot != slot for slot, _ in self.held), "a slot that somebody still reads"
-        self.inboxes[lease.worker].append(lease)
-
-    def work(self, worker: int) -> None:
-        lease = self.inboxes[worker].popleft()
-        self.slots[lease.slot] = (lease.run, lease.position)
-        self.outboxes[worker].append(lease)
-
-    def kill(self, worker: int) -> None:
-        self.kills -= 1
-        self.alive[worker] = False
-        if self.inboxes[worker]:  # it died over a half-written slot
-            self.slots[self.inboxes[worker][0].slot] = None
-
-    def receive(self, worker: int) -> None:
-        lease = self.outboxes[worker].popleft()
-        assert finish(self.schedule, lease)
-
-    def bury(self, worker: int) -> None:
-        while self.outboxes[worker]:
-            self.receive(worker)
-        self.schedule.worker_lost(worker, ordinal=self.kills)
-        del self.alive[worker], self.inboxes[worker], self.outboxes[worker]
-        self.start()
-
-    def take(self, number: int) -> None:
-        taken = self.schedule.take(self.runs[number], self.positions[number])
-        if taken is None:
-            return
-        assert not taken.failed
-        content = self.slots[taken.slot] if taken.slot >= 0 else self.memory.pop(taken.task)
-        assert content == (self.runs[number], self.positions[number]), "a batch with another's bytes"
-        self.positions[number] += 1
-        if taken.slot < 0:
-            return
-        if taken.copy:
-            self.schedule.release(taken.slot, taken.generation)
-        else:
-            self.held.append((taken.slot, taken.generation))
-
-    def release(self, _: int) -> None:
-        self.schedule.release(*self.held.pop(0))
-
-    def is_complete(self) -> bool:
-        return tuple(self.positions) == self.lengths
-
-    def key(self) -> tuple[object, ...]:
-        # Workers are told apart by their order only, so that incarnations do not multiply the states.
-        names = {worker: place for place, worker in enumerate(self.alive)}
-        return (
-            self.schedule.snapshot()[:4],
-            self.schedule.snapshot()[6],
-            tuple(
-                (names[worker], self.alive[worker],
-                 tuple((lease.task, lease.slot) for lease in self.inboxes[worker]),
-                 tuple((lease.task, lease.slot) for lease in self.outboxes[worker]),
-                 tuple(lease.task for lease in self.schedule.leases(worker)))
-                for worker in self.alive
-            ),
-            tuple(self.slots), tuple(self.memory.items()), tuple(self.positions),
-            tuple(slot for slot, _ in self.held), self.kills,
-        )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("workers", "lengths", "slots", "kills", "reserved"),
-    [
-        pytest.param(2, (3,), 2, 2, 1, id="two workers, three tasks, two slots, two kills"),
-        pytest.param(2, (3,), 1, 1, 1, id="one slot"),
-        pytest.param(1, (2, 2), 2, 1, 1, id="two runs that want the same slots"),
-        pytest.param(2, (2, 1), 2, 0, 2, id="nothing is ever lent"),
-    ],
-)
-@pytest.mark.slow
-def test_every_interleaving_delivers_each_task_once_and_none_is_stuck(
-    workers: int, lengths: tuple[int, ...], slots: int, kills: int, reserved: int
-) -> None:
-    first = World(workers, lengths, slots, kills, reserved)
-    found = {first.key(): 0}
-    complete, before = set(), {0: set[int]()}
-    frontier = deque([first])
-    while frontier:
-        world = frontier.popleft()
-        number = found[world.key()]
-        if world.is_complete():
-            complete.add(number)
-            continue
-        for event, argument in world.events():
-            after = copy.deepcopy(world)
-            after.do(event, argument)
-            key = after.key()
-            if key not in found:
-                found[key] = len(found)
-                before[found[key]] = set()
-                frontier.append(after)
-            # A kill is the environment's; progress must be possible without one.
-            if event != "kill":
-                before[found[key]].add(number)
-    reached = set(complete)
-    todo = list(complete)
-    while todo:
-        for number in before[todo.pop()] - reached:
-            reached.add(number)
-            todo.append(number)
-    assert complete
-    stuck = set(found.values()) - reached
-    assert not stuck, f"{len(stuck)} of {len(found)} states cannot reach the end"
