@@ -84,17 +84,28 @@ def is_in_time(attempt: Callable[[], float], deadline_s: float) -> bool:
     return any(attempt() < deadline_s for _ in range(TRIES))
 
 
+NOTEBOOK = """
+import code, sys, types
+sys.modules["__main__"] = main = types.ModuleType("__main__")  # as IPython does: a module that no file belongs to
+cell = compile(sys.stdin.read(), "<ipython-input-1>", "exec")
+code.InteractiveInterpreter(main.__dict__).runcode(cell)
+"""
+
+
 @pytest.fixture
 def run_script(tmp_path: pathlib.Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a program text as a user would run a script, in a fresh interpreter."""
+    """Runs a program text as a user would run it, in a fresh interpreter: as a "file", or in another ``way``."""
 
-    def run(text: str, *arguments: str, check: bool = True, timeout: float = 100) -> subprocess.CompletedProcess[str]:
+    def run(
+        text: str, *arguments: str, check: bool = True, timeout: float = 100, way: str = "file"
+    ) -> subprocess.CompletedProcess[str]:
         script = tmp_path / "script.py"
         script.write_text(text)
+        program = {"file": [str(script)], "standard input": ["-"], "cell of a notebook": ["-c", NOTEBOOK]}[way]
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         done = subprocess.run(
-            [sys.executable, str(script), *arguments], capture_output=True, text=True, timeout=timeout, env=environment,
-            cwd=tmp_path, check=False,
+            [sys.executable, *program, *arguments], input=text, capture_output=True, text=True, timeout=timeout,
+            env=environment, cwd=tmp_path, check=False,
         )  # fmt: skip
         if check:
             assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"

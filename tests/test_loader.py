@@ -103,16 +103,21 @@ def test_components_keep_their_values_in_every_dtype() -> None:
 
 
 def test_bytes_and_order_depend_on_neither_workers_nor_slots() -> None:
+    slots = set()
+
     def epochs(**options: Any) -> list[str]:
         with Loader(Squares(100), noisy, batch_size=7, shuffle=True, seed=5, **options) as loader:
+            slots.add(loader.statistics().slots)
             return [digest(loader) for _ in range(3)]
 
     expected = epochs(num_workers=1)
     assert len(set(expected)) == 3, "epochs differ"
     for workers in (2, 3, 5):
         assert epochs(num_workers=workers) == expected
+    slots.clear()
     for memory in ("150KiB", "200KiB", "1MiB"):
         assert epochs(num_workers=2, memory=memory) == expected
+    assert len(slots) >= 2, f"every memory holds as many slots: {slots}"
 
 
 def test_an_epoch_has_every_sample_once_and_the_seed_decides_its_order() -> None:
@@ -622,7 +627,8 @@ def test_threads_may_share_a_loader() -> None:
 # Scripts
 
 
-def test_a_script_needs_no_guard_and_its_workers_no_tensorflow(run_script: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("way", ["file", "standard input", "cell of a notebook"])
+def test_a_script_needs_no_guard_and_its_workers_no_tensorflow(way: str, run_script: Callable[..., Any]) -> None:
     done = run_script(
         """
 import sys
@@ -639,7 +645,8 @@ values = [(x.numpy().tolist(), imported.numpy().tolist()) for x, imported in loa
 print(values)
 doubled = mploader.Loader(range(6), lambda sample: 2 * sample, batch_size=6)
 print([batch.tolist() for batch in doubled])
-"""
+""",
+        way=way,
     )
     assert done.stdout.splitlines() == [
         "[([5, 6, 7], [False, False, False]), ([8, 9, 10], [False, False, False])]", "[[0, 2, 4, 6, 8, 10]]"

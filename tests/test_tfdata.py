@@ -14,7 +14,8 @@ import tensorflow as tf
 
 from mploader import Loader, SampleError
 from mploader.arena import aligned_empty
-from tests.transforms import fail_at, identity, ids, large, loaded_modules, noisy, square
+from tests.test_loader import digest
+from tests.transforms import Squares, fail_at, identity, ids, large, loaded_modules, noisy, square
 
 
 def flush() -> None:
@@ -89,20 +90,28 @@ def test_batches_spec_and_cardinality() -> None:
             assert [labels.numpy().tolist() for _, labels in dataset] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
-@pytest.mark.parametrize("workers", [1, 2, 5])
-def test_the_stream_is_that_of_numpy_iteration(workers: int) -> None:
-    options: dict[str, Any] = {"batch_size": 7, "shuffle": True, "seed": 3}
-    with Loader(range(100), noisy, num_workers=1, **options) as loader:
-        expected = [list(loader) for _ in range(2)]
-    with Loader(range(100), noisy, num_workers=workers, **options) as loader:
-        dataset = loader.as_dataset()
-        for epoch in range(2):
-            batches = list(dataset)
-            assert len(batches) == len(expected[epoch])
-            for ours, theirs in zip(batches, expected[epoch], strict=True):
-                assert list(ours) == list(theirs)
-                for key, tensor in ours.items():
-                    np.testing.assert_array_equal(tensor.numpy(), theirs[key])
+def test_the_stream_is_that_of_numpy_iteration_with_any_workers_and_slots() -> None:
+    def numpy_of(batch: dict[str, tf.Tensor]) -> dict[str, Any]:
+        return {key: tensor.numpy() for key, tensor in batch.items()}
+
+    def epochs(workers: int, memory: str | None, slots: set[int]) -> tuple[list[str], list[str]]:
+        """Two epochs through NumPy, then the same two through TensorFlow."""
+        with Loader(
+            Squares(100), noisy, num_workers=workers, memory=memory, batch_size=7, shuffle=True, seed=3
+        ) as loader:
+            slots.add(loader.statistics().slots)
+            start, dataset = loader.state_dict(), loader.as_dataset()
+            through_numpy = [digest(loader) for _ in range(2)]
+            loader.load_state_dict(start)
+            return through_numpy, [digest(map(numpy_of, dataset)) for _ in range(2)]
+
+    slots: set[int] = set()
+    expected, _ = epochs(1, None, set())
+    assert expected[0] != expected[1]
+    for workers in (1, 2, 3, 5):
+        for memory in ("200KiB", "1MiB"):
+            assert epochs(workers, memory, slots) == (expected, expected), (workers, memory)
+    assert len(slots) >= 2, f"every memory holds as many slots: {slots}"
 
 
 def test_the_memory_of_a_slot_is_the_memory_of_the_tensor() -> None:
