@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
+
+from mploader.platform_check import require_linux
 
 PRETEND = """
 import os, platform, signal, sys
@@ -56,3 +61,31 @@ def test_the_command_says_it_in_one_line(name: str, run_script: Run) -> None:
     (line,) = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (1, "")
     assert line.startswith("mploader index: " + NEEDED.format(SYSTEMS[name]))
+
+
+@pytest.mark.parametrize("release", ["5.4.0", "5.10.0-30-cloud-amd64", "6.1", "6.8.0-rc1+", "10.0.1"])
+def test_linux_from_5_4_on_is_fine(release: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "release", lambda: release)
+    require_linux()
+
+
+@pytest.mark.parametrize("release", ["5.3.18-lp152", "4.19.0", "3.10.0-1160.el7.x86_64"])
+def test_an_older_kernel_is_named(release: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "release", lambda: release)
+    with pytest.raises(ImportError, match=f"Linux 5.4 or later.* this is Linux {release}"):
+        require_linux()
+
+
+@pytest.mark.parametrize(("system", "name"), [("darwin", "Darwin"), ("win32", "Windows")])
+def test_another_system_is_named_with_a_way_out(system: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(platform, "system", lambda: name)
+    with pytest.raises(ImportError, match=f"this is {name} .*Linux container"):
+        require_linux()
+
+
+@pytest.mark.parametrize("call", ["memfd_create", "pidfd_open", "eventfd", "posix_fallocate"])
+def test_a_python_without_one_of_the_calls_is_refused(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, call)
+    with pytest.raises(ImportError, match="memfd, pidfd, eventfd"):
+        require_linux()
