@@ -49,10 +49,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def kill_one(loader: Loader, index: int, number: int = signal.SIGKILL) -> int:
-    """Sends a signal to the worker with this index, once all workers that were killed before are replaced.
+    """Sends a signal to the worker with this index; waits first until every index has one.
 
     Returns:
-        Its process id.
+        Its process id: the same as before if that one was killed a moment ago, and the loader does not know it yet.
     """
     count = len(loader.statistics().workers)
     deadline_s = time.monotonic() + REPLACED_S
