@@ -11,7 +11,12 @@ import platform
 import sys
 
 
-def _require_linux() -> None:
+def require_linux() -> None:
+    """Checks the system.
+
+    Raises:
+        ImportError: this is not Linux 5.4 or later.
+    """
     missing = [name for name in ("memfd_create", "pidfd_open", "eventfd", "posix_fallocate") if not hasattr(os, name)]
     release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2] if part.isdigit())
     if not sys.platform.startswith("linux") or missing or release < (5, 4):
@@ -21,7 +26,7 @@ def _require_linux() -> None:
         )
 
 
-_require_linux()
+require_linux()
 
 import fcntl  # noqa: E402  after the check
 import resource  # noqa: E402
