@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import random
+import re
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 
 from mploader.errors import SampleError, SourceError
 from mploader.sources import TarShards
+from mploader.sources.tar import _key
 from mploader.sources.tar_format import MAX_EXTENDED_BYTES, members
 
 Members = list[tuple[str, bytes]]
@@ -98,6 +101,19 @@ class TestLayout:
         source = TarShards(tmp_path / "{0..3}.tar")
         assert source.shard_sizes.tolist() == [2, 0, 0, 1]
         assert source[-1] == {"__key__": "z", "txt": b"z"}
+
+    def test_keys_are_those_of_webdataset(self) -> None:
+        theirs = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$", re.DOTALL)
+        for length in range(7):
+            for letters in itertools.product("a./\n" if length < 6 else "a./", repeat=length):
+                match = theirs.match(name := "".join(letters))
+                assert _key(name) == (match and match[1]), repr(name)
+
+    def test_a_name_of_a_megabyte_takes_no_time(self, tmp_path: Path) -> None:
+        """Half a million folders took the expression above hours, in which no other thread could run."""
+        name = "a/" * 500_000 + "x"
+        source = TarShards(shard(tmp_path / "0.tar", [(name, b"no sample"), ("1.a", b"1")], form=tarfile.PAX_FORMAT))
+        assert list(source) == [{"__key__": "1", "a": b"1"}]
 
     def test_two_files_of_one_name(self, tmp_path: Path) -> None:
         source = TarShards(shard(tmp_path / "0.tar", [("a.jpg", b"1"), ("a.jpg", b"2"), ("b.jpg", b"3")]))
