@@ -135,8 +135,10 @@ def decode(data: bytes, channels: int, max_pixels: int) -> Pixels:
         header = formats.read_jpeg_header(data)
         if not 0 < header.height * header.width <= max_pixels:
             raise formats.pixel_error(header.height, header.width, max_pixels, f"{header}, {len(data):,} bytes")
-        if header.precision == 8 and jpeg.is_supported(header):
-            return _with_alpha(_decode_jpeg(data, "GRAY" if channels == 1 else "RGB", header), channels)
+        if header.precision == 8:
+            if jpeg.is_supported(header):
+                return _with_alpha(_decode_jpeg(data, "GRAY" if channels == 1 else "RGB", header), channels)
+            jpeg.check_whole(data, header)
     if kind not in formats.PILLOW_PLUGINS:
         raise SampleError(
             f"{len(data):,} bytes are no image that mploader reads: {kind}. It reads "

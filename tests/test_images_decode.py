@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from mploader import images
+from mploader import images, keras_images
 from mploader.errors import ArgumentError, SampleError
 
 
@@ -63,9 +63,16 @@ def test_jpeg_is_decoded_as_pillow_does(options):
     assert distance(pixels, by_pillow(data)) < 0.5
 
 
-@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def as_ycck(data: bytes) -> bytes:
+    """A CMYK JPEG whose Adobe marker says that it is YCCK: the same numbers with another meaning."""
+    transform = data.index(b"Adobe") + 11
+    return data[:transform] + b"\2" + data[transform + 1 :]
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "YCCK"])
 def test_jpeg_of_other_colours_becomes_rgb_as_pillow_makes_it(mode):
-    data = encoded(picture().convert(mode), "JPEG", quality=95)
+    data = encoded(picture().convert(mode.replace("YCCK", "CMYK")), "JPEG", quality=95)
+    data = as_ycck(data) if mode == "YCCK" else data
     assert distance(images.decode(data), by_pillow(data)) < 0.5
 
 
@@ -155,10 +162,19 @@ def test_cut_data_never_pass(kind):
             images.decode(data[:length])
 
 
-def test_a_jpeg_cut_and_closed_does_not_pass_as_gray():
-    data = encoded(picture(), "JPEG")
-    with pytest.raises(SampleError, match=r"colour JPEG, 400 x 300, .* bytes: .*premature end"):
-        images.decode(data[: len(data) // 2] + b"\xff\xd9", (64, 64))
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("colours", ["colour", "CMYK", "YCCK"])
+def test_a_jpeg_cut_and_closed_does_not_pass_as_gray(colours, progressive):
+    image = picture() if colours == "colour" else picture().convert("CMYK")
+    data = encoded(image, "JPEG", progressive=progressive)
+    data = as_ycck(data) if colours == "YCCK" else data
+    cut = data[: len(data) // 2] + b"\xff\xd9"
+    kind = "colour" if colours == "colour" else "CMYK"
+    told = rf"{kind}( progressive)? JPEG, 400 x 300, .* bytes: libjpeg-turbo says '.*premature end"
+    for decode in (lambda data: images.decode(data, (64, 64)), lambda data: keras_images.decode(data, 3, 10**6)):
+        decode(data)
+        with pytest.raises(SampleError, match=told):
+            decode(cut)
 
 
 def test_bytes_after_the_end_of_a_jpeg_do_no_harm():

@@ -52,6 +52,7 @@ def render(
         if jpeg.is_supported(header):
             turn = geometry.ORIENTATIONS[header.orientation if apply_exif_orientation else 1]
             return _render_jpeg(data, header, framing, turn, out)
+        jpeg.check_whole(data, header)
     if kind not in formats.PILLOW_PLUGINS:
         raise SampleError(
             f"{len(data):,} bytes are no image that mploader reads: {kind}."

@@ -32,6 +32,24 @@ def is_supported(header: JpegHeader) -> bool:
     return header.components in (1, 3)
 
 
+def check_whole(data: bytes, header: JpegHeader) -> None:
+    """Refuses a JPEG of four components (CMYK, YCCK) of which a part would be made up.
+
+    Pillow, which makes RGB of it, hears none of libjpeg's warnings. They come from the coded data, so the smallest
+    scale tells as much as the whole.
+
+    Raises:
+        SampleError: libjpeg-turbo complains of the data.
+    """
+    if header.components != 4:
+        return
+    try:
+        _call_simplejpeg(data, header, 8 if header.is_lossless else 1, strict=True, colours="CMYK")
+    except ValueError as error:
+        if not is_harmless(error):
+            raise SampleError(_told(data, header, error)) from error
+
+
 def is_harmless(error: ValueError) -> bool:
     """Whether what libjpeg-turbo complains of leaves the pixels whole."""
     return any(warning in str(error) for warning in _HARMLESS)
@@ -81,10 +99,11 @@ def _decode(data: bytes, header: JpegHeader, eighths: int) -> Pixels:
         raise SampleError(_told(data, header, error)) from error
 
 
-def _call_simplejpeg(data: bytes, header: JpegHeader, eighths: int, *, strict: bool) -> Pixels:
+def _call_simplejpeg(data: bytes, header: JpegHeader, eighths: int, *, strict: bool, colours: str = "RGB") -> Pixels:
     whole = _whole(header, eighths)
     pixels: Pixels = simplejpeg.decode_jpeg(
         data,
+        colours,
         min_height=whole.height,
         min_width=whole.width,
         min_factor=8 / eighths,
