@@ -95,6 +95,11 @@ def enter(number: int, time: int) -> None:
     _State.number, _State.time = number, time
 
 
+def is_set(point: str) -> bool:
+    """Whether a fault is set for this point, at whatever number and time."""
+    return any(fault.point == point for fault in _State.faults)
+
+
 def reach(point: str) -> None:
     """Strikes if a fault is set for this point, this number and this time."""
     for fault in _State.faults:

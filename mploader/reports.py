@@ -19,7 +19,7 @@ _ENVIRONMENT_ERRNOS = frozenset(
     {
         errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.EAGAIN,
         errno.EBUSY, errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNRESET, errno.ECONNREFUSED,
-        errno.EHOSTUNREACH, errno.ENOTCONN, errno.EREMOTEIO,
+        errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN, errno.EREMOTEIO, errno.ENODEV, errno.ENXIO,
     }
 )  # fmt: skip
 

@@ -59,6 +59,9 @@ def test_the_machine_is_told_from_the_data() -> None:
         MemoryError(),
         TimeoutError(),
         OSError(errno.EMFILE, "x"),
+        OSError(errno.EHOSTDOWN, "x"),
+        OSError(errno.ENODEV, "x"),
+        OSError(errno.ENXIO, "x"),
     ):
         assert reports.is_environment(error)
         assert isinstance(reports.report_exception(0, "", error).to_error("w"), ResourceError)

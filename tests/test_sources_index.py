@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from mploader.errors import SourceError
-from mploader.sources import TFRecordShards, open_source
+from mploader import faultpoints
+from mploader.errors import SampleError, SourceError
+from mploader.sources import TFRecordShards, files, open_source
 from mploader.sources.files import Scanner
 from mploader.sources.tfrecord_write import TFRecordWriter
 
@@ -165,6 +167,101 @@ class TestDamage:
         assert len(source) == 6
         left = [file for folder in (tmp_path, cache) for file in folder.rglob("*") if file.is_file()]
         assert sorted(left) == [tmp_path / "x" / "a.tfrecord", tmp_path / "y" / "a.tfrecord"]
+
+
+class TestFaultsOfTheMachine:
+    """A descriptor on a network goes stale for ever, while the file is well."""
+
+    @pytest.fixture
+    def stale(self, monkeypatch: pytest.MonkeyPatch) -> set[int]:
+        """Files whose descriptors, as they are open now, fail from now on; by `os.stat_result.st_ino`."""
+        found: set[int] = set()
+        original = os.pread
+
+        def pread(descriptor: int, size: int, offset: int) -> bytes:
+            if found and os.fstat(descriptor).st_ino in found:
+                found.clear()
+                bad.add(descriptor)
+            if descriptor in bad:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return original(descriptor, size, offset)
+
+        bad: set[int] = set()
+        close = os.close
+
+        def forget(descriptor: int) -> None:
+            bad.discard(descriptor)
+            close(descriptor)
+
+        monkeypatch.setattr(os, "pread", pread)
+        monkeypatch.setattr(os, "close", forget)
+        monkeypatch.setattr(files, "RETRY_PAUSES_S", (0.0, 0.0))
+        return found
+
+    def test_the_next_read_opens_the_file_anew(self, tmp_path: Path, stale: set[int]) -> None:
+        path = write(tmp_path / "a.tfrecord", 3)
+        source = raw(path)
+        assert source[0] == bytes(10)
+        stale.add(path.stat().st_ino)
+        with pytest.raises(OSError, match=r"[Ss]tale") as failure:
+            source[1]
+        assert failure.value.filename == str(path)
+        assert source[1] == bytes([1]) * 10
+
+    def test_the_index_is_built_all_the_same(self, tmp_path: Path, stale: set[int]) -> None:
+        path = write(tmp_path / "a.tfrecord", 3)
+        stale.add(path.stat().st_ino)
+        assert len(raw(path)) == 3
+
+    def test_an_index_of_two_files_is_never_built(self, tmp_path: Path, stale: set[int]) -> None:
+        path, other = write(tmp_path / "a.tfrecord", 3), write(tmp_path / "new", 4)
+        with Scanner(str(path)) as scanner:
+            stale.add(path.stat().st_ino)
+            os.replace(other, path)
+            with pytest.raises(SourceError, match="has changed while it was indexed"):
+                scanner.read(0, 12)
+
+    @pytest.mark.parametrize(("code", "tries"), [(errno.EIO, 3), (errno.EACCES, 1)])
+    def test_what_stays_broken_is_an_error(
+        self, code: int, tries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = write(tmp_path / "a.tfrecord", 3)
+        tried = []
+
+        def pread(*arguments: int) -> bytes:
+            tried.append(arguments)
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "pread", pread)
+        monkeypatch.setattr(files, "RETRY_PAUSES_S", (0.0, 0.0))
+        with pytest.raises(SourceError, match=f"{path} cannot be read at byte 0: {os.strerror(code)}"):
+            raw(path)
+        assert len(tried) == tries
+
+    def test_a_socket_is_no_file_and_no_fault_of_the_machine(self, tmp_path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(tmp_path / "a.jpg"))
+            with pytest.raises(SampleError, match="not a regular file"):
+                files.read_whole(str(tmp_path / "a.jpg"))
+
+
+def test_the_fault_point_of_a_read_lies_in_its_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = raw(write(tmp_path / "a.tfrecord", 3))
+    reads = []
+    original = os.pread
+
+    def pread(descriptor: int, size: int, offset: int) -> bytes:
+        reads.append((offset, size))
+        return original(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    monkeypatch.setattr(faultpoints._State, "faults", (faultpoints.Fault.parse("record half read:*:EIO"),))
+    with pytest.raises(OSError, match="injected"):
+        source[1]
+    assert reads == [(26, 13)]
+    monkeypatch.setattr(faultpoints._State, "time", 2)  # the second attempt
+    assert source[1] == bytes([1]) * 10
+    assert reads == [(26, 13), (26, 13), (39, 13)]
 
 
 def test_descriptors_are_bounded(tmp_path: Path) -> None:

@@ -13,14 +13,20 @@ import itertools
 import os
 import stat
 import threading
+import time
 import weakref
 from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import TypeVar
 
-from mploader import faultpoints
+from mploader import faultpoints, reports
 from mploader.errors import SampleError, SourceError
 from mploader.platform_check import resource
 from mploader.sources.base import FileState
 from mploader.sources.remote import RemoteFile, RemoteFiles, is_remote, remote_state
+
+RETRY_PAUSES_S = (0.1, 0.5, 2.0)
+"""Waits before the trainer tries again what failed for a reason of the machine while it indexes shards."""
 
 MAX_READ_BYTES = 0x7FFF_F000  # what one pread returns at most on Linux (man 2 read); larger samples are refused
 
@@ -30,14 +36,32 @@ _CROWDED = 4  # pieces in one such read from which it pays to read more at once
 _MAX_OPEN = 64
 _SHARE_OF_LIMIT = 8  # the rest of RLIMIT_NOFILE is for the user's transform, TensorFlow and the pool
 
+_Result = TypeVar("_Result")
+
+
+class FileChangedError(Exception):
+    """A file is not the one that was expected."""
+
 
 def file_state(path: str) -> FileState:
-    """The state of the file at `path`; OSError as `os.stat` or the remote storage raises it."""
-    return remote_state(path) if is_remote(path) else _state(os.stat(path))
+    """The state of the file at `path`; OSError as `os.stat` or the remote storage raises it, after a few tries."""
+    return remote_state(path) if is_remote(path) else _with_retries(lambda: _state(os.stat(path)))
 
 
 def _state(status: os.stat_result) -> FileState:
     return FileState(status.st_size, status.st_mtime_ns)
+
+
+def _with_retries(ask: Callable[[], _Result]) -> _Result:
+    """Asks again what failed for a reason of the machine; for the trainer, a worker tries its reads again itself."""
+    for pause_s in RETRY_PAUSES_S:
+        try:
+            return ask()
+        except OSError as error:
+            if not reports.is_environment(error):
+                raise
+        time.sleep(pause_s)
+    return ask()
 
 
 def read_whole(path: str) -> bytes:
@@ -50,16 +74,26 @@ def read_whole(path: str) -> bytes:
 
 
 def open_regular(path: str) -> int:
-    """Opens a regular file for reading; SampleError for a folder, a pipe or a device.
+    """Opens a regular file for reading; SampleError for a folder, a pipe, a socket or a device.
 
     O_NONBLOCK, because the open of a named pipe without a writer would otherwise wait for ever. It means
     nothing for regular files.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        # Of a regular file this tells that its disk is gone.
+        if error.errno in (errno.ENXIO, errno.ENODEV) and not stat.S_ISREG(os.stat(path).st_mode):
+            raise _not_regular(path) from error
+        raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise SampleError(f"{path} is not a regular file (a folder, a pipe or a device). Remove it from the data.")
+        raise _not_regular(path)
     return descriptor
+
+
+def _not_regular(path: str) -> SampleError:
+    return SampleError(f"{path} is not a regular file (a folder, a pipe or a device). Remove it from the data.")
 
 
 def read_exactly(descriptor: int, path: str, offset: int, size: int) -> bytes:
@@ -81,16 +115,19 @@ def read_exactly(descriptor: int, path: str, offset: int, size: int) -> bytes:
 
 def _read_record(descriptor: int, path: str, offset: int, size: int) -> bytes:
     faultpoints.reach("record opened")
-    data = read_exactly(descriptor, path, offset, size)
+    if not faultpoints.is_set("record half read"):
+        return read_exactly(descriptor, path, offset, size)
+    half = read_exactly(descriptor, path, offset, size // 2)
     faultpoints.reach("record half read")
-    return data
+    return half + read_exactly(descriptor, path, offset + len(half), size - len(half))
 
 
 class Scanner:
     """One pass over a file that looks at small pieces in ascending order and passes over what lies between.
 
-    For the trainer, which indexes shards: what cannot be opened or read is a SourceError. A context
-    manager. Reads ahead where the pieces lie close together, and only the pieces where they do not.
+    For the trainer, which indexes shards: what cannot be opened or read, after a few tries, is a
+    SourceError. A context manager. Reads ahead where the pieces lie close together, and only the pieces
+    where they do not.
     """
 
     def __init__(self, path: str):
@@ -101,7 +138,7 @@ class Scanner:
             if is_remote(path):
                 self._remote = RemoteFile(path)
             else:
-                self._descriptor = open_regular(path)
+                self._descriptor = _with_retries(lambda: open_regular(path))
         except OSError as error:
             raise SourceError(f"{path} cannot be opened: {error.strerror or error}") from error
         except SampleError as error:
@@ -127,16 +164,32 @@ class Scanner:
         try:
             if self._remote is not None:
                 return self._remote.read(offset, size, _REMOTE_AHEAD)
-            return read_exactly(self._descriptor, self._path, offset, size)
+            return _with_retries(lambda: self._read_or_close(offset, size))
         except OSError as error:
             raise SourceError(f"{self._path} cannot be read at byte {offset}: {error.strerror}") from error
+
+    def _read_or_close(self, offset: int, size: int) -> bytes:
+        """Reads; a descriptor that failed (ESTALE) may do so for ever, so the next try is with another one."""
+        if self._descriptor < 0:
+            self._descriptor = open_regular(self._path)
+            if _state(os.fstat(self._descriptor)) != self.state:
+                raise SourceError(f"{self._path} has changed while it was indexed. Start again when it is complete.")
+        try:
+            return read_exactly(self._descriptor, self._path, offset, size)
+        except OSError:
+            self._close()
+            raise
 
     def __enter__(self) -> Scanner:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
+            self._descriptor = -1
 
 
 class OpenFiles:
@@ -150,25 +203,35 @@ class OpenFiles:
     def __reduce__(self) -> tuple[type[OpenFiles], tuple[()]]:
         return OpenFiles, ()
 
-    def read(self, path: str, offset: int, size: int) -> bytes:
-        """`size` bytes at `offset`, or fewer where the file ends before. OSError from opening and reading."""
+    def read(self, path: str, offset: int, size: int, expected: FileState) -> bytes:
+        """`size` bytes at `offset`, or fewer where the file ends before.
+
+        Raises:
+            FileChangedError: the file is in another state than `expected`: what was opened under this name is
+                another file, or somebody has written to it. Of a remote file, the state when it was opened counts.
+            OSError: from opening and reading.
+        """
         if is_remote(path):
-            return self._remote[path].read(offset, size)
+            file = self._remote[path]
+            _check_state(file.state, expected)
+            return file.read(offset, size)
         handle = _descriptors.acquire(self._owner, path)
         try:
+            _check_state(_state(os.fstat(handle.descriptor)), expected)
             return _read_record(handle.descriptor, path, offset, size)
+        except OSError:
+            # A descriptor that failed (ESTALE) may do so for ever: the next try is with another one.
+            _descriptors.discard(self._owner, path, handle)
+            raise
         finally:
             _descriptors.release(handle)
 
-    def state(self, path: str) -> FileState:
-        """The state of the file as it is open, which is not the one at `path` when that has been replaced."""
-        if is_remote(path):
-            return self._remote[path].state
-        handle = _descriptors.acquire(self._owner, path)
-        try:
-            return _state(os.fstat(handle.descriptor))
-        finally:
-            _descriptors.release(handle)
+
+def _check_state(found: FileState, expected: FileState) -> None:
+    if found.size != expected.size:
+        raise FileChangedError(f"it has {found.size} bytes and had {expected.size}")
+    if found != expected:
+        raise FileChangedError("it was written to or replaced by another one of the same size")
 
 
 class _Handle:
@@ -217,6 +280,12 @@ class _Descriptors:
             handle.users -= 1
             if handle.evicted and not handle.users:
                 os.close(handle.descriptor)
+
+    def discard(self, owner: int, path: str, handle: _Handle) -> None:
+        """The next `acquire` opens the file anew."""
+        with self._lock:
+            if self._handles.get((owner, path)) is handle:
+                self._drop((owner, path))
 
     def forget(self, owner: int) -> None:
         """Closes the files of an owner that is gone.

@@ -13,8 +13,8 @@ import google_crc32c
 import numpy as np
 
 from mploader.errors import SampleError, SourceError
-from mploader.sources.base import Int64Array, PackedStrings, Pattern, checked_index
-from mploader.sources.files import MAX_READ_BYTES, OpenFiles, Scanner
+from mploader.sources.base import FileState, Int64Array, PackedStrings, Pattern, checked_index
+from mploader.sources.files import MAX_READ_BYTES, FileChangedError, OpenFiles, Scanner
 from mploader.sources.index import index_shards
 from mploader.sources.patterns import expand
 from mploader.sources.shard_table import ShardScan
@@ -29,6 +29,10 @@ class Shards:
     State: the paths, one row of numbers a shard and one int64 a sample, all in NumPy arrays, so that
     pickling (protocol 5 with out-of-band buffers) copies nothing. Files are opened when first read, in the
     process that reads.
+
+    A shard that changes while it is in use, by size or time of change, gives a `SampleError` for each
+    sample that is read from then on: old and new samples are never mixed. A process that has a shard open
+    when another file takes its place reads on in the old one.
 
     Args:
         pattern: a path, a glob, a folder, or a list of them; see `mploader.sources.patterns.expand`. Each
@@ -108,19 +112,23 @@ class Shards:
         if end - start > MAX_READ_BYTES:
             raise self._error(position, f"{end - start} bytes are more than the {MAX_READ_BYTES} of the largest sample")
         record = self._read(position, shard, start, end - start)
-        if len(record) < end - start:
-            raise self._error(
-                position,
-                f"the shard ends at byte {start + len(record)} and had {self._sizes[shard]} bytes when the "
-                "source was made. It has been cut or replaced since: copy it again and start again.",
-            )
+        if len(record) < end - start:  # cut at this very moment
+            raise self._changed(position, f"it ends at byte {start + len(record)}")
         return self._sample(record, shard, position)
 
     def _read(self, index: int, shard: int, offset: int, size: int) -> bytes:
+        expected = FileState(int(self._sizes[shard]), int(self._mtimes_ns[shard]))
         try:
-            return self._files.read(self._paths[shard], offset, size)
+            return self._files.read(self._paths[shard], offset, size, expected)
         except FileNotFoundError as error:
             raise self._error(index, "the shard was there when the source was made and is gone now") from error
+        except FileChangedError as error:
+            raise self._changed(index, str(error)) from None
+
+    def _changed(self, index: int, how: str) -> SampleError:
+        return self._error(
+            index, f"the shard has changed since the source was made: {how}. Copy it again, or start again with it."
+        )
 
     def _locate(self, position: int) -> tuple[int, int, int]:
         """Shard, first byte and the byte after the last, of a sample."""

@@ -28,9 +28,6 @@ class TarShards(Shards):
     cut, nothing behind it can be found: that rest, from the start of the sample that was being read, counts
     as one sample which raises `SampleError`. An archive without an end mark has been cut, too.
 
-    A shard that changes while it is in use (by size or time of change) gives a `SampleError` for each
-    sample read from then on, since tar has no checksum of the content.
-
     Args:
         pattern: a path, a glob, a folder (its ``*.tar`` files), or a list of them.
         rebuild: read the shards through even if their index is current, and accept shards that were cut.
@@ -69,7 +66,6 @@ class TarShards(Shards):
             return scanned(scanner, np.array(offsets, np.int64), end, damaged)
 
     def _sample(self, record: bytes, shard: int, index: int) -> dict[str, bytes | str]:
-        self._check_unchanged(shard, index)
         start = self._locate(index)[1]
         sample: dict[str, bytes | str] = {}
         for member in self._members(record, start, index):
@@ -99,15 +95,6 @@ class TarShards(Shards):
             yield from members(read, start, start + len(record), is_part=True)
         except TarDamageError as error:
             raise self._error(index, f"{error}; it was readable when the shard was indexed") from None
-
-    def _check_unchanged(self, shard: int, index: int) -> None:
-        state = self._files.state(self._paths[shard])
-        if (state.size, state.mtime_ns) != (self._sizes[shard], self._mtimes_ns[shard]):
-            raise self._error(
-                index,
-                f"the shard has changed since the source was made (it has {state.size} bytes and had "
-                f"{self._sizes[shard]}). Start again with the new shard.",
-            )
 
     def _why_unreadable(self, shard: int) -> str:
         index = int(self._starts[shard + 1]) - 1

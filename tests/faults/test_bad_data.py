@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pathlib
+import signal
 import struct
 import tarfile
 import zlib
@@ -119,13 +120,13 @@ def test_a_shard_that_was_cut_at_a_record_border_is_missed(shard: pathlib.Path) 
         raw(shard)
 
 
-def test_a_shard_that_is_cut_while_it_is_read(shard: pathlib.Path) -> None:
-    source = raw(shard)
+def test_a_shard_that_is_cut_while_it_is_read(shard: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    source = raw(shard, write_shard(tmp_path / "b.tfrecord", first=100))
     os.truncate(shard, 7 * (BYTES + FRAME))
     delivered, found = read_alike(lambda: source)
-    assert delivered == [record(number) for number in range(7)]
-    assert [index for index, _, _ in found] == list(range(7, RECORDS))
-    assert all("has been cut or replaced since" in error for _, _, error in found)
+    assert delivered == [record(100 + number) for number in range(RECORDS)]
+    assert [index for index, _, _ in found] == list(range(RECORDS))
+    assert all("the shard has changed since the source was made" in error for _, _, error in found)
 
 
 @pytest.mark.parametrize("damage", ["missing", "a folder", "empty", "a pipe"])
@@ -157,16 +158,32 @@ def test_a_missing_shard_and_shards_without_a_record_at_the_start(shard: pathlib
         raw(tmp_path / "..")
 
 
-def test_a_shard_that_is_replaced_while_it_is_open(shard: pathlib.Path, tmp_path: pathlib.Path) -> None:
-    source = raw(shard)
-    with Loader(source, batch_size=1, num_workers=2) as loader:
+def write_tar(path: pathlib.Path, first: int = 0, count: int = RECORDS) -> pathlib.Path:
+    with tarfile.open(path, "w") as archive:
+        for number in range(first, first + count):
+            add(archive, f"{number:04}.txt", record(number))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["tfrecord", "tar"])
+def test_a_shard_that_is_replaced_while_it_is_open(kind: str, tmp_path: pathlib.Path) -> None:
+    count, write = 60, {"tfrecord": write_shard, "tar": write_tar}[kind]
+    shard = write(tmp_path / f"a.{kind}", count=count)
+    source, transform = (raw(shard), None) if kind == "tfrecord" else (TarShards(shard), decoding.text_of)
+    with Loader(
+        source, transform, batch_size=1, num_workers=2, memory="1MiB", on_bad_sample="drop"
+    ) as loader:
         run = iter(loader)
-        delivered = [bytes(next(run)[0])]
-        os.replace(write_shard(tmp_path / "new.tfrecord", first=1000), shard)
-        delivered += [bytes(batch[0]) for batch in run]
-    # A worker reads on in the file that it has open; one that opens it now reads the new one. Both are whole.
-    assert len(delivered) == RECORDS
-    assert all(data in (record(number), record(1000 + number)) for number, data in enumerate(delivered))
+        batches = [next(run)]
+        os.replace(write(tmp_path / "new", first=1000, count=count), shard)
+        for pid in loader.worker_pids:  # those who come after them open the new one
+            os.kill(pid, signal.SIGKILL)
+        delivered = [bytes(data) for batch in [*batches, *run] for data in batch]
+        bad = loader.bad_samples()
+    assert delivered == [record(number) for number in range(len(delivered))], "old and new records are never mixed"
+    assert [sample.index for sample in bad] == list(range(len(delivered), count))
+    assert bad
+    assert all("another one of the same size" in sample.error for sample in bad)
 
 
 @pytest.mark.parametrize("length", [2**63, 2**31])
