@@ -172,6 +172,7 @@ class Ledger:
     def close(self) -> None:
         """The supervising thread has ended."""
         self.stopping = True
+        self.results.clear()  # what was made ahead is nobody's any more, and may be files of their own
         # The number of the descriptor is free for others then, so nobody may be writing to it. A thread that was
         # interrupted while it did (Ctrl-C) may have left the lock taken: then the file goes with this object.
         if self._waking.acquire(timeout=1.0):

@@ -3,8 +3,8 @@
 A message is a frozen dataclass of integers, sent as one datagram of at most 512 bytes over a ``SOCK_SEQPACKET``
 socket pair: messages of that size are never torn by a kill, and a datagram needs no framing. Anything longer
 (tracebacks, the description of an element) is text or a pickle that the sender has put into shared memory before;
-the message says how many bytes. A whole file travels as a descriptor beside its message: a batch that does not fit into
-its slot, and a source that has changed.
+the message says how many bytes. A whole file travels as a descriptor beside its message: what does not fit into its
+slot of a batch and the reports on its bad samples, and a source that has changed.
 
 Trainer to worker: :class:`Describe`, :class:`Open`, :class:`Renew`, :class:`Condemn`, :class:`Fill`, :class:`Draw`,
 :class:`Forget`.
@@ -149,9 +149,10 @@ class Filled:
     samples: int
     """Samples in the batch; fewer than planned where bad ones were dropped."""
     batch_bytes: int
-    """Bytes of the slot that are in use. More than the slot holds: they are in the file sent along."""
+    """Bytes of the slot that are in use. More than the slot holds: they are at the start of the file sent along."""
     report_bytes: int
-    """Length of the report on bad samples in the slot's report area; 0 when there were none."""
+    """Length of the report on bad samples in the slot's report area; 0 when there were none. More than the area holds:
+    it is at the end of the file sent along."""
     started_ns: int
     """When the worker took the task up, on the system-wide monotonic clock."""
     busy_ns: int

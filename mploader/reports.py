@@ -23,6 +23,7 @@ _ENVIRONMENT_ERRNOS = frozenset(
     }
 )  # fmt: skip
 
+KIND_CHARACTERS = 200
 MESSAGE_CHARACTERS = 2_000
 TRACEBACK_CHARACTERS = 12_000
 MAX_CAUSES = 5
@@ -32,10 +33,6 @@ UNKNOWN_ENDING = 256
 """In place of an exit status: somebody else has collected it."""
 STALLED = 257
 """In place of an exit status: the worker made no progress and was killed for that."""
-
-
-class TooManyReportsError(Exception):
-    """So many samples of one batch are bad that not even their numbers have room."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +103,9 @@ def is_environment(error: BaseException) -> bool:
 def report_exception(index: int, where: str, error: BaseException) -> SampleReport:
     """Describes an exception of the source or the transform."""
     group = "spec" if isinstance(error, SpecError) else "environment" if is_environment(error) else "content"
+    kind = clip(type(error).__name__, KIND_CHARACTERS)
     return SampleReport(
-        index, clip(where, MESSAGE_CHARACTERS), type(error).__name__, message_of(error), traceback_of(error), group
+        index, clip(where, MESSAGE_CHARACTERS), kind, message_of(error), traceback_of(error), group
     )
 
 
@@ -168,36 +166,21 @@ def clip_front(text: str, characters: int) -> str:
 
 
 def encode(reports: list[SampleReport], limit: int) -> bytes:
-    """Returns reports as JSON in at most ``limit`` bytes.
+    """Returns reports as JSON in ``limit`` bytes, if need be without most of their tracebacks.
 
-    Where they do not fit, tracebacks are cut, then left out, then all but the numbers of the last samples. No report
-    is left out: counts stay exact.
-
-    Raises:
-        TooManyReportsError: not even the numbers fit.
+    One report always fits into 64 KiB. Of many, each keeps its place and its message, however long all of them are
+    together: at most 4,300 characters for each sample.
     """
     for characters in (TRACEBACK_CHARACTERS, 3_000, 750, 180, 0):
         data = json.dumps([_cut(report, characters) for report in reports]).encode()
         if len(data) <= limit:
             return data
-    detailed, size = 0, 0
-    rows = [json.dumps(_cut(report, 0)) for report in reports]
-    short = [json.dumps([report.index, report.kind[:40]]) for report in reports]
-    rest = sum(map(len, short)) + 2 * len(short) + 2
-    while detailed < len(rows) and size + rest <= limit:
-        size += len(rows[detailed]) + 2
-        rest -= len(short[detailed]) + 2
-        detailed += 1
-    if detailed == 0:
-        raise TooManyReportsError(f"{len(reports)} samples of one batch are bad; the first: {reports[0].error}")
-    return f"[{', '.join(rows[: detailed - 1] + short[detailed - 1 :])}]".encode()
+    return data
 
 
 def _cut(report: SampleReport, traceback_characters: int) -> dict[str, object]:
-    row = asdict(report)
-    if traceback_characters:
-        return {**row, "traceback": clip_front(report.traceback, traceback_characters)}
-    return {**row, "traceback": "", "error": clip(report.error, 100), "where": clip(report.where, 200)}
+    short = clip_front(report.traceback, traceback_characters) if traceback_characters else ""
+    return {**asdict(report), "traceback": short}
 
 
 def decode(data: bytes) -> list[SampleReport]:
@@ -213,9 +196,6 @@ def decode(data: bytes) -> list[SampleReport]:
 
 
 def _read(row: object) -> SampleReport:
-    if isinstance(row, list) and len(row) == 2:
-        row = {"index": row[0], "where": "", "kind": row[1], "error": "(too many bad samples in one batch for more)",
-               "traceback": "", "group": "content"}  # fmt: skip
     names = {field.name for field in fields(SampleReport)}
     if not isinstance(row, dict) or set(row) != names or type(row["index"]) is not int:
         raise ValueError("not a report")

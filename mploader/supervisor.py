@@ -26,7 +26,7 @@ from contextlib import ExitStack, suppress
 import numpy as np
 
 from mploader import messages, reports
-from mploader.arena import Arena, WorkerArea
+from mploader.arena import TEXT_BYTES, Arena, SlotMemory, WorkerArea
 from mploader.batch import Array
 from mploader.blame import DESCRIPTION, NO_TASK, Blame, InHand
 from mploader.errors import LoaderError, ResourceError, StallError, WorkerError
@@ -366,11 +366,13 @@ class Supervisor:
         # What the slot says is read before the schedule may give the slot to somebody else.
         found: list[SampleReport] = []
         if message.report_bytes or isinstance(message, messages.Failed):
-            found = self._with_last_words(_read_reports(slots.read_report(message.slot, message.report_bytes)))
+            found = self._with_last_words(_read_reports(_report(message, slots, overflow)))
         if isinstance(message, messages.Failed):
             schedule.failed(lease)
             result = Result(error=found[0].to_error(worker.process.name))
         else:
+            if message.batch_bytes <= slots.data_bytes:
+                overflow = None  # it holds the reports alone
             room = slots.data_bytes if overflow is None else overflow.nbytes
             if not 0 < message.batch_bytes <= room or message.samples < 0:
                 return False
@@ -673,7 +675,7 @@ def _order(lease: Lease) -> messages.Fill | messages.Draw:
 
 
 def _map(fd: int) -> Array:
-    """Maps the file of a batch that did not fit into its slot; it goes with the last array that refers to it.
+    """Maps the file of what did not fit into its slot; it goes with the last array that refers to it.
 
     Raises:
         ProtocolError: it is no such file, or there is no memory for it.
@@ -684,6 +686,17 @@ def _map(fd: int) -> Array:
         raise messages.ProtocolError(f"a file that cannot be mapped: {error}") from error
     finally:
         os.close(fd)
+
+
+def _report(
+    message: messages.Filled | messages.Drawn | messages.Failed, slots: SlotMemory, overflow: Array | None
+) -> bytes:
+    """The reports on bad samples as the worker wrote them: beside the slot, or at the end of the file sent along."""
+    if message.report_bytes <= TEXT_BYTES:
+        return slots.read_report(message.slot, message.report_bytes)
+    if overflow is None or overflow.nbytes < message.report_bytes:
+        raise messages.ProtocolError("reports without the file that holds them")
+    return overflow[-message.report_bytes :].tobytes()
 
 
 def _read_reports(data: bytes) -> list[SampleReport]:

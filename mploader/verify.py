@@ -19,7 +19,7 @@ from mploader.sources.image_folder import EXTENSIONS
 from mploader.sources.recognise import open_each
 
 BATCH_SIZE = 32
-"""Small, so that the reports of a batch in which everything is bad have room for what went wrong with each."""
+"""Small, so that progress is told often."""
 STALL_TIMEOUT_S = 120.0
 
 _SHARD_PLACE = re.compile(r"(?P<file>.*), \w+ \d+ at byte (?P<byte>\d+)", re.DOTALL)

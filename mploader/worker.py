@@ -250,26 +250,24 @@ class Worker:
             self._area.step(NOTHING_IN_HAND)
             stages.end_batch(before := time.monotonic_ns())
             used = writer.finish()
-            overflow = _overflow(writer, used) if used > self._slots.data_bytes else None
-            ended_ns = time.monotonic_ns()
             report = reports.encode(bad, TEXT_BYTES) if bad else b""
+            overflow = self._overflow(writer, used, report)
+            ended_ns = time.monotonic_ns()
         except _SampleFailedError as failure:
             self._fail(message, failure.report)
-            return
-        except reports.TooManyReportsError as error:
-            self._fail(message, reports.report_exception(bad[0].index, bad[0].where, error))
             return
         except Exception as error:  # the batch as a whole cannot be stored: no memory, or shapes that do not fit
             last = indices[-1] if indices else -1
             self._fail(message, reports.report_exception(last, "the whole batch", error))
             return
-        size = self._slots.write_report(message.slot, report)
+        if len(report) <= TEXT_BYTES:
+            self._slots.write_report(message.slot, report)
         faultpoints.reach("result unsent")
         cpu = stages.cpu_since_last(ended_ns)
         self._send(
             messages.Filled(
-                message.task, message.attempt, message.slot, message.generation, writer.count, used, size,
-                started_ns, ended_ns - started_ns, stages.read_ns, stages.transform_ns,
+                message.task, message.attempt, message.slot, message.generation, writer.count, used,
+                len(report), started_ns, ended_ns - started_ns, stages.read_ns, stages.transform_ns,
                 stages.write_ns + ended_ns - before, cpu.used_ns, cpu.queued_ns, stages.samples_read,
                 stages.bytes_read, message.epoch, message.position,
             ),
@@ -286,7 +284,7 @@ class Worker:
         try:
             writer, result = self._streams.draw(message, self._layout, self._slots.data(message.slot))
             used = result.batch_bytes
-            overflow = _overflow(writer, used) if used > self._slots.data_bytes else None
+            overflow = self._overflow(writer, used, b"")
         except StreamFailedError as failure:
             self._fail(message, failure.report)
             return
@@ -303,6 +301,26 @@ class Worker:
         self._area.step(NOTHING_IN_HAND)
         size = self._slots.write_report(message.slot, reports.encode([report], TEXT_BYTES))
         self._send(messages.Failed(message.task, message.attempt, message.slot, message.generation, size))
+
+    def _overflow(self, writer: BatchWriter, batch_bytes: int, report: bytes) -> int | None:
+        """Writes what is larger than its place in the slot to a file, which goes to the trainer with the result."""
+        assert self._slots is not None
+        batch_bytes = batch_bytes if batch_bytes > self._slots.data_bytes else 0
+        report = report if len(report) > TEXT_BYTES else b""
+        if not batch_bytes and not report:
+            return None
+        fd = os.memfd_create("mploader-batch", os.MFD_CLOEXEC)
+        try:
+            size = batch_bytes + len(report)
+            os.posix_fallocate(fd, 0, size)
+            memory = mmap.mmap(fd, size)
+            if batch_bytes:
+                writer.write_to(np.frombuffer(memory, np.uint8))
+            memory[batch_bytes:] = report
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
     def _indices(self, message: messages.Fill) -> list[int]:
         plan = self._job.plan
@@ -368,18 +386,6 @@ def _component_bytes(leaf: Any) -> int:
         return len(leaf.encode() if isinstance(leaf, str) else leaf)
     array = np.asarray(leaf)
     return sum(map(len, array.flat)) if array.dtype.hasobject or array.dtype.kind in "SU" else array.nbytes
-
-
-def _overflow(writer: BatchWriter, size: int) -> int:
-    """Writes a batch that is larger than its slot to a file of its own, which goes to the trainer with the result."""
-    fd = os.memfd_create("mploader-batch", os.MFD_CLOEXEC)
-    try:
-        os.posix_fallocate(fd, 0, size)
-        writer.write_to(np.frombuffer(mmap.mmap(fd, size), np.uint8))
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
 
 
 def keep_freed_memory() -> None:

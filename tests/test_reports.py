@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 
 import pytest
@@ -44,12 +45,24 @@ def test_causes_are_told() -> None:
     assert text.index("OSError: first") < text.index("led to") < text.index("ValueError: second")
 
 
-@pytest.mark.parametrize("count", [1, 10, 64])
-def test_many_reports_lose_words_before_they_lose_samples(count: int) -> None:
+@pytest.mark.parametrize("count", [1, 10, 64, 5000])
+def test_many_reports_lose_their_tracebacks_and_nothing_else(count: int) -> None:
     report = reports.report_exception(0, "w" * 5000, raised(ValueError("e" * 5000)))
-    rows = [reports.SampleReport(index, *list(vars(report).values())[1:]) for index in range(count)]
-    found = reports.decode(reports.encode(rows, TEXT_BYTES))
+    rows = [dataclasses.replace(report, index=index) for index in range(count)]
+    data = reports.encode(rows, TEXT_BYTES)
+    assert len(data) <= max(TEXT_BYTES, 4_300 * count)
+    found = reports.decode(data)
     assert [row.index for row in found] == list(range(count))
+    assert {(row.where, row.kind, row.error) for row in found} == {(report.where, report.kind, report.error)}
+
+
+def test_one_report_always_fits() -> None:
+    widest = "\N{GRINNING FACE}" * 20_000
+    kind = type(widest[:1], (ValueError,), {})
+    kind.__name__ = "K" * 20_000
+    report = reports.report_exception(2**62, widest, raised(kind(widest)))
+    worst = dataclasses.replace(report, kind=widest[: len(report.kind)], traceback=widest[:12_000])
+    assert len(reports.encode([worst], TEXT_BYTES)) <= TEXT_BYTES
 
 
 def test_the_machine_is_told_from_the_data() -> None:

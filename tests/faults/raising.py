@@ -119,6 +119,24 @@ class Source:
         raise self._error(f"from {self._where}")
 
 
+class MostlyBad:
+    """A source of which only the first samples of every thousand are good, and one of these is long."""
+
+    GOOD = 20
+    LONG_BYTES = 400_000
+
+    def __len__(self) -> int:
+        return 4096
+
+    def __getitem__(self, index: int) -> bytes:
+        if index % 1000 >= self.GOOD:
+            raise ValueError(f"picture {index} is bad, " + "as bad as can be, " * 5)
+        return b"x" * (self.LONG_BYTES if index == 2007 else 1)
+
+    def describe(self, index: int) -> str:
+        return f"/data/{'a folder/' * 25}picture_{index}.tfrecord, record {index} at byte {64 * index}"
+
+
 def exhaust_descriptors(sample: int) -> int:
     """As when the worker has no descriptor left."""
     if sample == 7:

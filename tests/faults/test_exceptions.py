@@ -31,6 +31,20 @@ def test_every_exception_is_counted_and_costs_its_own_sample(kind: str) -> None:
     assert all(len(sample.error) < 3_000 and len(sample.traceback) < 20_000 for sample in bad)
 
 
+@pytest.mark.parametrize("batch_size", [1024, 4096])
+def test_however_many_samples_of_a_batch_are_bad_each_is_told_with_its_place(batch_size: int) -> None:
+    source = raising.MostlyBad()
+    with Loader(source, batch_size=batch_size, num_workers=2, on_bad_sample="drop") as loader:
+        delivered = [len(text) for batch in loader for text in batch]
+        bad = loader.bad_samples()
+        assert loader._slot_bytes < source.LONG_BYTES, "its batch is larger than a slot, too"
+    good = [index for index in range(len(source)) if index % 1000 < source.GOOD]
+    assert delivered == [source.LONG_BYTES if index == 2007 else 1 for index in good]
+    assert [sample.index for sample in bad] == [index for index in range(len(source)) if index not in good]
+    assert all(sample.where == source.describe(sample.index) for sample in bad)
+    assert all(sample.error.startswith(f"ValueError: picture {sample.index} is bad") for sample in bad)
+
+
 @pytest.mark.parametrize(
     "error", [StopIteration, KeyboardInterrupt, SystemExit, GeneratorExit, ValueError, raising.MuteError]
 )

@@ -103,6 +103,20 @@ def test_a_closed_loader_keeps_no_memory() -> None:
     assert "memfd:mploader" not in Path("/proc/self/maps").read_text()
 
 
+def test_a_closed_loader_keeps_no_batch_that_was_made_ahead() -> None:
+    def element(sample: int) -> bytes:
+        return b"x" * (400_000 if sample == 2 else 1)  # its batch is larger than a slot, and so a file of its own
+
+    loader = mploader.Loader(range(1000), element, batch_size=4, num_workers=1)
+    batch = next(iter(loader))
+    while loader.statistics().workers[0].batches < 2:
+        threading.Event().wait(0.01)
+    loader.close()
+    del batch
+    assert "memfd:mploader" not in Path("/proc/self/maps").read_text()
+    assert not loader.worker_pids
+
+
 def test_workers_that_are_killed_before_they_are_ready_end_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blame, "MAX_START_KILLS", 4)
     monkeypatch.setattr(blame, "MAX_START_KILLS_S", 0.1)
