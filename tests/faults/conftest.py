@@ -1,18 +1,23 @@
 """The census: what every test under fault must leave behind, which is nothing.
 
 Each test is followed by a count of processes (found by a token in their environment, so orphans count), memfds,
-descriptors, threads, zombies, files in /dev/shm and temporary files. With the environment variable
-``MPLOADER_CENSUS_FILE`` a line for each test is added to a file: its name, the result, the seconds that it took, and
-for tests of recovery the seconds until the stream went on.
+descriptors, threads, zombies, files in /dev/shm and temporary files (in a ``TMPDIR`` of the test's own, and of index
+files beside its data). It comes before the fixtures close what a test left open, so a test must have closed or dropped
+its loaders. Of a script only the processes are seen from here: one that is to leave nothing else prints its own
+census. With the environment variable ``MPLOADER_CENSUS_FILE`` a line for each test is added to a file: its name, the
+result, the seconds that it took, and for tests of recovery the seconds until the stream went on.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import gc
 import os
 import pathlib
 import sys
+import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,6 +26,7 @@ import pytest
 
 from mploader import generators, loader
 from mploader.testing import Census
+from mploader.worker import STACKS_SIGNAL
 
 HANG_S = 60.0
 SETTLE_S = 2.0
@@ -42,23 +48,46 @@ def recovery(request: pytest.FixtureRequest) -> Callable[[float], None]:
 
 
 @pytest.fixture(autouse=True)
-def census(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Counts before and after, and dumps all stacks of a test that hangs."""
+def census(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Counts before and after, and dumps the stacks of a test that hangs and of its workers."""
     token = f"MPLOADER_CENSUS={uuid.uuid4().hex}"
     monkeypatch.setenv(*token.split("=", 1))
+    temporary = tmp_path_factory.mktemp("TMPDIR")
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # it is asked for anew
     gc.collect()
     before = Census.take(token)
     started = time.monotonic()
     faulthandler.dump_traceback_later(HANG_S - 5, file=sys.__stderr__)
+    workers_too = threading.Timer(HANG_S - 5, dump_workers, [token])
+    workers_too.start()
     yield
     faulthandler.cancel_dump_traceback_later()
+    workers_too.cancel()
+    workers_too.join()
     took_s = time.monotonic() - started
+    left = before.settle(SETTLE_S)
+    left += temporary_files(temporary, getattr(request.node, "funcargs", {}).get("tmp_path"))
     loader.close_all()
     generators.close_all()
-    gc.collect()
-    left = before.settle(SETTLE_S)
     _record(request, left, took_s)
     assert not left, f"left behind: {left}"
+
+
+def dump_workers(token: str) -> None:
+    """Makes the workers that have a token in their environment print their stacks."""
+    for pid, command in Census.take(token).processes:
+        if "mploader.worker" in command:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, STACKS_SIGNAL)
+
+
+def temporary_files(temporary: pathlib.Path, data: pathlib.Path | None) -> list[str]:
+    """What is left in a folder for temporary files, and of index files that were being written beside the data."""
+    left = [*temporary.iterdir(), *(data.rglob(".*.tmp") if data else ())]
+    return [f"the temporary file {path} is left" for path in left]
 
 
 def _record(request: pytest.FixtureRequest, left: list[str], took_s: float) -> None:

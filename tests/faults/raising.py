@@ -9,6 +9,7 @@ import os
 import time
 from typing import Any
 
+from mploader import worker
 from mploader.reports import is_environment
 
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
@@ -50,12 +51,20 @@ class LyingError(OSError):
 
 def built_in() -> list[BaseException]:
     """One of each built-in exception but those that tell of the machine, which are tried again."""
+    return [error for error in _all_built_in() if not is_environment(error)]
+
+
+def of_the_machine() -> list[type[BaseException]]:
+    """The others."""
+    return [type(error) for error in _all_built_in() if is_environment(error)]
+
+
+def _all_built_in() -> list[BaseException]:
     classes = [
         value for _, value in sorted(vars(builtins).items())
         if isinstance(value, type) and issubclass(value, BaseException)
     ]  # fmt: skip
-    made = [cls(*_ARGUMENTS.get(cls.__name__, ("some text",))) for cls in dict.fromkeys(classes)]
-    return [error for error in made if not is_environment(error)]
+    return [cls(*_ARGUMENTS.get(cls.__name__, ("some text",))) for cls in dict.fromkeys(classes)]
 
 
 def strange() -> list[BaseException]:
@@ -96,6 +105,21 @@ class RaiseOne:
     def __call__(self, sample: int) -> int:
         if sample == self._sample:
             raise self._error("on purpose")
+        return sample
+
+
+class Impatient(RaiseOne):
+    """The same, in a worker that does not pause before it tries again; tells how often it was called."""
+
+    def __init__(self, error: type[BaseException]) -> None:
+        super().__init__(error)
+        self._calls = 0
+
+    def __call__(self, sample: int) -> int:
+        worker.RETRY_PAUSES_S = (0.0,) * len(worker.RETRY_PAUSES_S)
+        if sample == self._sample:
+            self._calls += 1
+            raise self._error(f"call {self._calls}")
         return sample
 
 

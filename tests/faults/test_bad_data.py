@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pathlib
@@ -9,14 +10,14 @@ import signal
 import struct
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mploader import Loader, ResourceError, SampleError, SourceError, apply_to, testing
+from mploader import Loader, ResourceError, SampleError, SourceError, apply_to, images, testing
 from mploader.images import Resize
 from mploader.sources import ImageFolder, TarShards, TFRecordShards
 from mploader.sources.tfrecord_write import TFRecordWriter, masked_crc32c
@@ -105,12 +106,16 @@ def test_a_bad_record_under_the_other_policies(shard: pathlib.Path) -> None:
     assert [index for index, _, _ in found] == [5]
 
 
-@pytest.mark.parametrize("at", [3, 30, 12 + BYTES + 2])
-def test_a_shard_that_ends_within_a_record(at: int, shard: pathlib.Path) -> None:
-    os.truncate(shard, 7 * (BYTES + FRAME) + at)
-    delivered, found = read_alike(lambda: raw(shard))
-    assert delivered == [record(number) for number in range(7)]
-    assert [(index, where) for index, where, _ in found] == [(7, f"{shard}, record 7 at byte {7 * (BYTES + FRAME)}")]
+def test_shards_that_end_at_every_byte_of_a_record(tmp_path: pathlib.Path) -> None:
+    border = BYTES + FRAME
+    paths = [write_shard(tmp_path / f"{at:02}.tfrecord", first=at, count=2) for at in range(1, border)]
+    for at, path in enumerate(paths, 1):
+        os.truncate(path, border + at)
+    delivered, found = read_alike(lambda: raw(*paths))
+    assert delivered == [record(at) for at in range(1, border)]
+    assert [(index, where) for index, where, _ in found] == [
+        (2 * number + 1, f"{path}, record 1 at byte {border}") for number, path in enumerate(paths)
+    ]
 
 
 def test_a_shard_that_was_cut_at_a_record_border_is_missed(shard: pathlib.Path) -> None:
@@ -251,19 +256,54 @@ def test_a_hostile_tar(tmp_path: pathlib.Path) -> None:
     assert set(tmp_path.rglob("*")) - set(before) <= {path.parent / "tar.mpl-index"}
 
 
+def write_members(path: pathlib.Path, count: int) -> None:
+    """A tar of empty files "0000000.txt" and so on, fifty times as fast as tarfile makes it."""
+    block = bytearray(tarfile.TarInfo("0000000.txt").tobuf(tarfile.USTAR_FORMAT))
+    rest = sum(block) - sum(block[:7]) - sum(block[148:156]) + 8 * ord(" ")
+    with path.open("wb") as file:
+        for number in range(count):
+            block[:7] = b"%07d" % number
+            block[148:156] = b"%06o\0 " % (rest + sum(block[:7]))
+            file.write(block)
+        file.write(bytes(1024))
+
+
 def test_a_tar_with_many_members(tmp_path: pathlib.Path) -> None:
     count = 5_000
-    block = b"".join(tarfile.TarInfo(f"{number:06d}.txt").tobuf(tarfile.USTAR_FORMAT) for number in range(count))
-    (tmp_path / "a.tar").write_bytes(block + bytes(1024))
+    write_members(tmp_path / "a.tar", count)
     with Loader(TarShards(tmp_path / "a.tar"), decoding.text_of, batch_size=500, num_workers=2) as loader:
         assert sum(len(batch) for batch in loader) == count
 
 
+def test_the_index_of_100_000_members(tmp_path: pathlib.Path) -> None:
+    """A tenth of a million, which is half a gigabyte and takes half a minute. The memory is eight bytes a member."""
+    count = 100_000
+    write_members(tmp_path / "a.tar", count)
+    with peak_memory() as grown:
+        source = TarShards(tmp_path / "a.tar")
+    assert len(source) == count
+    assert source[count - 1] == {"__key__": f"{count - 1:07d}", "txt": b""}
+    assert grown[0] < 16 * 2**20
+
+
+@contextlib.contextmanager
+def peak_memory() -> Iterator[list[int]]:
+    """How far the resident memory of this process rises inside the block, in bytes: what C code takes, too."""
+
+    def resident(name: str) -> int:
+        (line,) = [line for line in pathlib.Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
+        return int(line.split()[1]) * 1024
+
+    grown: list[int] = []
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = resident("VmRSS")
+    yield grown
+    grown.append(resident("VmHWM") - before)
+
+
 def png_header(height: int, width: int) -> bytes:
     """A real PNG whose header announces another size."""
-    stream = io.BytesIO()
-    Image.new("RGB", (4, 4)).save(stream, "PNG")
-    data = stream.getvalue()
+    data = small("PNG")
     chunk = b"IHDR" + struct.pack(">II", width, height) + data[24:29]
     return data[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[33:]
 
@@ -272,12 +312,48 @@ def jpeg_header(height: int, width: int, precision: int = 8) -> bytes:
     return b"\xff\xd8\xff\xc0" + struct.pack(">HBHHB", 17, precision, height, width, 3) + bytes(200) + b"\xff\xd9"
 
 
+def gif_header(height: int, width: int) -> bytes:
+    data = small("GIF")
+    return data[:6] + struct.pack("<HH", width, height) + data[10:]
+
+
+def webp_header(height: int, width: int) -> bytes:
+    """A lossless WebP; 14 bits for each side (RFC 9649, section 3.4)."""
+    data = small("WEBP", lossless=True)
+    start = data.index(b"VP8L") + 9
+    flags = int.from_bytes(data[start : start + 4], "little") >> 28 << 28
+    return data[:start] + (flags | (height - 1) << 14 | (width - 1)).to_bytes(4, "little") + data[start + 4 :]
+
+
+def tiff_header(height: int, width: int) -> bytes:
+    data = bytearray(small("TIFF"))
+    start = int.from_bytes(data[4:8], "little") + 2
+    for entry in range(start, start + 12 * int.from_bytes(data[start - 2 : start], "little"), 12):
+        side = {256: width, 257: height}.get(int.from_bytes(data[entry : entry + 2], "little"))
+        if side is not None:
+            data[entry + 2 : entry + 12] = struct.pack("<HII", 4, 1, side)
+    return bytes(data)
+
+
+def small(kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(stream, kind, **options)
+    return stream.getvalue()
+
+
 def jpeg(mode: str = "RGB", **options: Any) -> bytes:
     pixels = np.linspace(0, 255, 60 * 80 * 4).reshape(60, 80, 4).astype(np.uint8)
     image = Image.fromarray(pixels[..., :3]).convert(mode)
     stream = io.BytesIO()
     image.save(stream, "JPEG", **options)
     return stream.getvalue()
+
+
+def ycck() -> bytes:
+    """A CMYK JPEG whose Adobe marker says that it is YCCK."""
+    data = bytearray(jpeg("CMYK"))
+    data[data.index(b"Adobe") + 11] = 2
+    return bytes(data)
 
 
 def exif(orientation: int) -> Image.Exif:
@@ -290,6 +366,7 @@ GOOD: dict[str, bytes] = {
     "progressive": jpeg(progressive=True),
     "grayscale": jpeg("L"),
     "cmyk": jpeg("CMYK"),
+    "ycck": ycck(),
     "exif": jpeg(exif=exif(6)),
     "plain": jpeg(),
     "trailing": jpeg() + b"\0" * 100,
@@ -297,6 +374,10 @@ GOOD: dict[str, bytes] = {
 BAD: dict[str, tuple[bytes, str]] = {
     "bomb_jpeg": (jpeg_header(65_535, 65_535), "limit of"),
     "bomb_png": (png_header(60_000, 60_000), "limit of"),
+    "bomb_gif": (gif_header(60_000, 60_000), "limit of"),
+    "bomb_webp": (webp_header(16_383, 16_383), "limit of"),
+    "bomb_tiff": (tiff_header(60_000, 60_000), "limit of"),
+    "cmyk_cut": (jpeg("CMYK")[:-900] + b"\xff\xd9", "premature end"),
     "empty": (b"", "is empty"),
     "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "EPS"),
     "pdf": (b"%PDF-1.4\n1 0 obj\n", "no image"),
@@ -325,6 +406,15 @@ def test_every_kind_of_picture_is_decoded_or_named(pictures: pathlib.Path) -> No
     assert [names[index] for index, _, _ in found] == sorted(BAD)
     for (_, _, error), name in zip(found, sorted(BAD), strict=True):
         assert BAD[name][1] in error, name
+
+
+@pytest.mark.parametrize("kind", [name for name in BAD if name.startswith("bomb")])
+def test_a_bomb_takes_no_memory(kind: str) -> None:
+    for name in ("plain", kind):  # the good one first: what is imported is not the bomb's
+        data = BAD[name][0] if name in BAD else small(kind.partition("_")[2].upper())
+        with peak_memory() as grown, contextlib.suppress(SampleError):
+            images.decode(data)
+    assert grown[0] < 8 * 2**20
 
 
 @pytest.mark.photos

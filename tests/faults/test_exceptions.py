@@ -31,13 +31,12 @@ def test_every_exception_is_counted_and_costs_its_own_sample(kind: str) -> None:
     assert all(len(sample.error) < 3_000 and len(sample.traceback) < 20_000 for sample in bad)
 
 
-@pytest.mark.parametrize("batch_size", [1024, 4096])
-def test_however_many_samples_of_a_batch_are_bad_each_is_told_with_its_place(batch_size: int) -> None:
+def test_however_many_samples_of_a_batch_are_bad_each_is_told_with_its_place() -> None:
     source = raising.MostlyBad()
-    with Loader(source, batch_size=batch_size, num_workers=2, on_bad_sample="drop") as loader:
+    with Loader(source, batch_size=3500, num_workers=2, on_bad_sample="drop") as loader:
         delivered = [len(text) for batch in loader for text in batch]
         bad = loader.bad_samples()
-        assert loader._slot_bytes < source.LONG_BYTES, "its batch is larger than a slot, too"
+        assert loader._slot_bytes < source.LONG_BYTES, "the first of both batches is larger than its slot, too"
     good = [index for index in range(len(source)) if index % 1000 < source.GOOD]
     assert delivered == [source.LONG_BYTES if index == 2007 else 1 for index in good]
     assert [sample.index for sample in bad] == [index for index in range(len(source)) if index not in good]
@@ -64,13 +63,20 @@ def test_an_exception_is_a_sample_error_that_stays(error: type[BaseException]) -
     assert "raising.py" in text
 
 
-@pytest.mark.parametrize("error", [MemoryError, ConnectionResetError])
-def test_what_tells_of_the_machine_is_never_skipped(error: type[BaseException]) -> None:
+@pytest.mark.parametrize("error", raising.of_the_machine())
+def test_what_tells_of_the_machine_is_tried_again_and_never_skipped(error: type[BaseException]) -> None:
     with (
-        Loader(range(12), raising.RaiseOne(error), batch_size=4, num_workers=2, on_bad_sample="drop") as loader,
-        pytest.raises(ResourceError, match=f"{error.__name__}: on purpose\n.*tried several times"),
+        Loader(range(12), raising.Impatient(error), batch_size=4, num_workers=1, on_bad_sample="drop") as loader,
+        pytest.raises(ResourceError, match=f"{error.__name__}: call 4\n.*tried several times"),
     ):
         list(loader)
+
+
+def test_those_are_the_exceptions_that_tell_of_the_machine() -> None:
+    assert {error.__name__ for error in raising.of_the_machine()} == {
+        "BrokenPipeError", "ConnectionAbortedError", "ConnectionError", "ConnectionRefusedError",
+        "ConnectionResetError", "MemoryError", "TimeoutError",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("policy", ["raise", "drop", "replace"])

@@ -9,25 +9,26 @@ from typing import Any
 
 import pytest
 
-from mploader import ClosedError, Loader
+from mploader import ArgumentError, ClosedError, Loader
+from mploader.plan import Plan
 from tests.conftest import kill_one
 from tests.faults import work
 
 OPTIONS: dict[str, Any] = {"batch_size": work.BATCH, "shuffle": True, "seed": 11, "num_workers": 2}
 
 
-def test_a_hundred_abandoned_runs_and_full_epochs_between() -> None:
-    with Loader(range(work.SAMPLES), work.element, **OPTIONS) as loader:
-        expected = [work.digest(loader) for _ in range(100)]
-    with Loader(range(work.SAMPLES), work.element, **OPTIONS) as loader:
-        for epoch in range(100):
-            if epoch % 2:
-                assert work.digest(loader) == expected[epoch]
-                continue
-            run = iter(loader)
-            for _ in range((0, 1, 4, work.BATCHES - 1, work.BATCHES)[epoch // 2 % 5]):
-                next(run)
-            del run
+def test_a_hundred_times_abandoned_runs_and_a_full_epoch() -> None:
+    batches, size, seed = 6, 4, 11
+    plan = Plan(batches * size, size, seed, True)
+    with Loader(range(batches * size), abs, batch_size=size, shuffle=True, seed=seed, num_workers=2) as loader:
+        epoch = 0
+        for _ in range(100):
+            for count in (0, 1, 3, batches - 1, batches):
+                run = iter(loader)
+                read = [int(number) for _ in range(count) for number in next(run)]
+                assert read == list(map(int, plan.batches(epoch, 0, count)))
+                del run
+                epoch += 1
 
 
 def test_two_loaders_and_two_iterators_of_each_at_once() -> None:
@@ -47,6 +48,8 @@ def test_two_loaders_and_two_iterators_of_each_at_once() -> None:
 
 
 def test_garbage_collection_at_every_moment() -> None:
+    with Loader(range(work.SAMPLES), work.element, **OPTIONS) as loader:
+        expected = [work.digest(loader) for _ in range(4)][-1]
     threshold = gc.get_threshold()
     gc.set_threshold(1)
     try:
@@ -57,9 +60,26 @@ def test_garbage_collection_at_every_moment() -> None:
                 cycle: list[Any] = [run, kept]
                 cycle.append(cycle)
                 del run, kept, cycle
-            assert len(list(loader)) == work.BATCHES
+            assert work.digest(loader) == expected
     finally:
         gc.set_threshold(*threshold)
+
+
+def test_no_samples_are_an_error_that_leaves_nothing() -> None:
+    with pytest.raises(ArgumentError, match="source has no samples"):
+        Loader(range(0), work.element, **OPTIONS)
+
+
+def test_a_loader_that_was_made_in_a_thread_that_ends() -> None:
+    loaders: list[Loader] = []
+    thread = threading.Thread(target=lambda: loaders.append(Loader(range(work.SAMPLES), work.element, **OPTIONS)))
+    thread.start()
+    thread.join()
+    with Loader(range(work.SAMPLES), work.element, **OPTIONS) as loader:
+        expected = work.digest(loader)
+    assert work.digest(loaders[0]) == expected
+    assert loaders[0].statistics().restarts == 0
+    loaders.clear()
 
 
 @pytest.mark.parametrize("samples", [1, 2, 7])

@@ -155,9 +155,10 @@ print(sorted(path.name for path in disk.iterdir() if path.suffix not in (".tfrec
 
 
 @pytest.mark.slow
-def test_ten_thousand_batches_cost_no_memory_and_no_descriptors() -> None:
-    process = psutil.Process()
-    with Loader(range(40_000), abs, batch_size=4, num_workers=2) as loader:
+@pytest.mark.timeout(0)  # as many as MPLOADER_BATCHES says; 100,000 take two minutes on two busy processors
+def test_many_batches_cost_no_memory_and_no_descriptors() -> None:
+    process, batches = psutil.Process(), int(os.environ.get("MPLOADER_BATCHES", "20000"))
+    with Loader(range(4 * batches), abs, batch_size=4, num_workers=2) as loader:
         blocks, sizes, descriptors = [], [], []
         for place, _ in enumerate(loader):
             if place % 1000 == 999:

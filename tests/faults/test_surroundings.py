@@ -19,7 +19,7 @@ from mploader import blame, supervisor
 from mploader.arena import Arena
 from mploader.ledger import Ledger
 from mploader.testing import faults
-from tests.conftest import kill_all
+from tests.conftest import REPOSITORY, kill_all
 from tests.faults.streams import Faulty, make_loader, plain, read
 
 Script = Callable[..., Any]
@@ -166,17 +166,57 @@ def test_a_trainer_without_standard_streams(closed: str, tmp_path: Path) -> None
     script = tmp_path / "script.py"
     script.write_text(
         "import mploader\n"
+        "from mploader.testing import Census\n"
+        "before = Census.take()\n"
         "with mploader.Loader(range(64), batch_size=4, num_workers=2) as loader:\n"
-        f"    open({str(result)!r}, 'w').write(str([int(n) for batch in loader for n in batch] == list(range(64))))\n"
+        "    read = [int(n) for batch in loader for n in batch]\n"
+        "left = before.settle()\n"
+        f"open({str(result)!r}, 'w').write(f'{{read == list(range(64))}} {{left}}')\n"
     )
-    root = Path(__file__).parents[2]
     subprocess.run(
         ["sh", "-c", f"exec {sys.executable} {script} {closed}"],
-        env={**os.environ, "PYTHONPATH": str(root)},
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         timeout=50,
         check=False,
     )
-    assert result.read_text() == "True"
+    assert result.read_text() == "True []"
+
+
+NOBODY = (
+    *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+    *(f"--{which}=-all,+dac_override" for which in ("inh-caps", "ambient-caps", "bounding-set")),
+)
+"""Runs a program as nobody, who is bound by RLIMIT_NPROC as root is not; it may read this folder all the same."""
+
+
+@pytest.mark.parametrize(("processes", "result"), [(1, "ResourceError"), (2, "ResourceError"), (4, "2016")])
+def test_few_processes(processes: int, result: str) -> None:
+    if os.geteuid() or subprocess.run([*NOBODY, sys.executable, "-c", ""], check=False).returncode:
+        pytest.skip("becoming somebody else needs root, and setpriv")
+    program = f"""
+import resource
+import mploader
+from mploader.testing import Census
+mploader.Loader
+before = Census.take()
+resource.setrlimit(resource.RLIMIT_NPROC, ({processes}, {processes}))
+def read():
+    try:
+        with mploader.Loader(range(64), batch_size=4, num_workers=4) as loader:
+            print(sum(int(number) for batch in loader for number in batch))
+    except mploader.ResourceError as error:
+        print(type(error).__name__, error)
+read()
+print(before.settle())
+"""
+    done = subprocess.run(
+        [*NOBODY, sys.executable, "-c", program],
+        capture_output=True, text=True, timeout=50, check=False,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+    )  # fmt: skip
+    assert done.stdout.startswith(result), done.stdout + done.stderr
+    assert done.stdout.endswith("\n[]\n"), done.stdout
+    assert "ulimit -u" in done.stdout + done.stderr
 
 
 def test_blocked_and_ignored_signals_of_the_trainer_are_not_the_worker_s() -> None:
