@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mploader.errors import ArgumentError
-from mploader.order import Indices
+from mploader.order import Indices, keep
 from mploader.permutation import Permutation
 from mploader.plan import Plan
 from mploader.reports import is_environment
@@ -219,9 +219,7 @@ class BucketPlan(Plan):
         found = self._epochs.get(epoch)
         if found is None:
             found = self._deal(epoch)
-            for old in list(self._epochs)[: 1 - _EPOCHS_KEPT]:
-                self._epochs.pop(old, None)
-            self._epochs[epoch] = found
+            keep(self._epochs, epoch, found, _EPOCHS_KEPT)
         return found
 
     def _deal(self, epoch: int) -> _Epoch:

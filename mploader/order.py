@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import operator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,12 @@ from mploader.errors import ArgumentError
 from mploader.permutation import Permutation
 
 Indices = npt.NDArray[np.int64]
+
+_WINDOWS_KEPT = 4
+"""Of each sharded source: a batch may lie in two windows, and runs over two epochs may be read in turn."""
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 
 class Order(Protocol):
@@ -124,7 +130,8 @@ class ShardShuffle:
     As with ``shuffle=True`` a batch is a pure function of its position, on any number of hosts and workers.
 
     Attributes:
-        window: shards that are open at a time, at least 1. Memory is 8 bytes for each of their samples.
+        window: shards that are open at a time, at least 1. Memory is 8 bytes for each sample of the last four windows,
+            in each process.
 
     Raises:
         ArgumentError: ``window`` is no whole number of at least 1.
@@ -156,6 +163,9 @@ class WindowShuffled:
     window: int
     seed: int
     num_samples: int = field(init=False)
+    # Here and not in a cache of the module: the sources of a mix would push each other's windows out of it.
+    _epochs: dict[int, tuple[Indices, Indices]] = field(default_factory=dict, init=False, repr=False)
+    _windows: dict[tuple[int, int], Indices] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_samples", int(self.shard_sizes.sum()))
@@ -168,41 +178,59 @@ class WindowShuffled:
 
     def indices(self, epoch: int, positions: Indices) -> Indices:
         """See :meth:`Order.indices`."""
-        _, starts = _shard_order(self, epoch)
+        _, starts = self._epoch(epoch)
         windows = np.searchsorted(starts, positions, side="right") - 1
         result = np.empty_like(positions)
         for window in np.unique(windows):
             inside = windows == window
-            result[inside] = _window_samples(self, epoch, int(window))[positions[inside] - starts[window]]
+            result[inside] = self._samples(epoch, int(window))[positions[inside] - starts[window]]
         return result
 
     def replacement(self, epoch: int, index: int, attempt: int) -> int:
         """See :meth:`Order.replacement`."""
         return _other_sample(self.num_samples, self.seed, epoch, index, attempt)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out what can be worked out again."""
+        return {**self.__dict__, "_epochs": {}, "_windows": {}}
 
-@functools.lru_cache(maxsize=4)
-def _shard_order(order: WindowShuffled, epoch: int) -> tuple[Indices, Indices]:
-    """The shards in the order of an epoch, and the position at which each window starts."""
-    count = len(order.shard_sizes)
-    shards = Permutation(count, order.seed, epoch, 0, 0)(np.arange(count))
-    sizes = np.add.reduceat(order.shard_sizes[shards], np.arange(0, count, order.window))
-    return shards, np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    def _epoch(self, epoch: int) -> tuple[Indices, Indices]:
+        """The shards in the order of an epoch, and the position at which each window starts."""
+        found = self._epochs.get(epoch)
+        if found is None:
+            count = len(self.shard_sizes)
+            shards = Permutation(count, self.seed, epoch, 0, 0)(np.arange(count))
+            sizes = np.add.reduceat(self.shard_sizes[shards], np.arange(0, count, self.window))
+            found = shards, np.concatenate([[0], np.cumsum(sizes)[:-1]])
+            keep(self._epochs, epoch, found, _WINDOWS_KEPT)
+        return found
+
+    def _samples(self, epoch: int, window: int) -> Indices:
+        """The samples of one window of shards, in order."""
+        found = self._windows.get((epoch, window))
+        if found is None:
+            found = self._deal(epoch, window)
+            keep(self._windows, (epoch, window), found, _WINDOWS_KEPT)
+        return found
+
+    def _deal(self, epoch: int, window: int) -> Indices:
+        shards = self._epoch(epoch)[0][window * self.window : (window + 1) * self.window]
+        sizes = self.shard_sizes[shards]
+        firsts = np.cumsum(self.shard_sizes)[shards] - sizes
+        turns = np.repeat(np.arange(len(shards)), sizes)
+        turns = turns[Permutation(len(turns), self.seed, epoch, window, 0, 0)(np.arange(len(turns)))]
+        samples = np.empty(len(turns), np.int64)
+        samples[np.argsort(turns, kind="stable")] = np.concatenate(
+            [np.arange(first, first + size) for first, size in zip(firsts, sizes, strict=True)]
+        )
+        return samples
 
 
-@functools.lru_cache(maxsize=4)
-def _window_samples(order: WindowShuffled, epoch: int, window: int) -> Indices:
-    """The samples of one window of shards, in order."""
-    shards = _shard_order(order, epoch)[0][window * order.window : (window + 1) * order.window]
-    sizes = order.shard_sizes[shards]
-    firsts = np.cumsum(order.shard_sizes)[shards] - sizes
-    turns = np.repeat(np.arange(len(shards)), sizes)
-    turns = turns[Permutation(len(turns), order.seed, epoch, window, 0, 0)(np.arange(len(turns)))]
-    samples = np.empty(len(turns), np.int64)
-    samples[np.argsort(turns, kind="stable")] = np.concatenate(
-        [np.arange(first, first + size) for first, size in zip(firsts, sizes, strict=True)]
-    )
-    return samples
+def keep(found: dict[_Key, _Value], key: _Key, value: _Value, most: int) -> None:
+    """Adds what was worked out to the last few results of its kind. Safe from any thread: at worst one is lost."""
+    for old in list(found)[: 1 - most]:
+        found.pop(old, None)
+    found[key] = value
 
 
 def arrange(source: Any, num_samples: int, seed: int, shuffle: bool | ShardShuffle) -> Order:

@@ -14,7 +14,7 @@ import pytest
 
 from mploader import Loader
 from mploader.errors import ArgumentError
-from mploader.order import ShardShuffle, arrange
+from mploader.order import ShardShuffle, WindowShuffled, arrange
 from mploader.plan import Plan
 from mploader.proportions import pattern_of, whole_weights, window_error
 from mploader.sources import Concat, Map, Mix, Subset, TFRecordShards
@@ -204,6 +204,15 @@ def test_concat_subset_and_map_read_describe_and_pickle_through_each_other() -> 
             source[len(source)]
 
 
+def test_what_is_made_of_a_mix_ends_after_an_epoch_when_it_is_iterated() -> None:
+    mix = mix_of(3, 1)
+    mapped = Map(mix, str.upper)
+    assert list(itertools.islice(mapped, 1_000)) == [sample.upper() for sample in mix]
+    assert mapped[len(mix)] == mix[len(mix)].upper()  # though its numbers go on
+    assert list(itertools.islice(Concat([mix, mapped]), 1_000)) == [*mix, *mapped]
+    assert list(itertools.islice(Subset(mapped, slice(3)), 1_000)) == list(mapped)[:3]
+
+
 def test_fingerprints_tell_algebra_apart() -> None:
     base = list(range(30))
     sources = [
@@ -270,6 +279,41 @@ def test_a_shard_shuffle_is_a_function_of_the_position_and_travels_small(tmp_pat
     for position in (0, 7, 33, 59):
         assert again.indices(1, np.array([position])) == whole[position]
     assert again.name == order.name != arrange(source, 60, 0, ShardShuffle(3)).name
+
+
+class Sharded(Sequence[int]):
+    """Some shards of one size."""
+
+    def __init__(self, shards: int, size: int) -> None:
+        self.shard_sizes = np.full(shards, size, np.int64)
+
+    def __len__(self) -> int:
+        return int(self.shard_sizes.sum())
+
+    def __getitem__(self, index: Any) -> Any:
+        return range(len(self))[index]
+
+
+def test_each_source_of_a_mix_keeps_its_own_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    dealt = []
+    deal = WindowShuffled._deal
+
+    def noting(order: WindowShuffled, epoch: int, window: int) -> Any:
+        dealt.append((id(order), epoch, window))
+        return deal(order, epoch, window)
+
+    monkeypatch.setattr(WindowShuffled, "_deal", noting)
+    mix = Mix([(Sharded(8, 40), 1) for _ in range(9)])
+    order: Any = arrange(mix, len(mix), 0, ShardShuffle(2))
+    batches = [order.indices(0, np.arange(start, start + 36)) for start in range(0, len(mix), 36)]
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(mix)))
+    assert len(dealt) == len(set(dealt)) == 9 * 4  # each window of each source once
+    one = order.orders[0]
+    assert len(one._windows) == 4
+    for epoch in range(3):
+        one.indices(epoch, np.arange(320))
+    assert (len(one._windows), len(one._epochs)) == (4, 3)
+    assert len(pickle.dumps(one)) < 1_000  # neither travels
 
 
 def test_shards_are_found_through_the_algebra(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -217,6 +217,10 @@ class Map:
         """The changed sample with this number; IndexError outside, else what source or function raise."""
         sample = self._source[self._inside(index)]
         return sample if self._function is None else self._function(sample)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The samples of one epoch, also where the numbers of the source have no end."""
+        return (self[index] for index in range(len(self)))
 
     def describe(self, index: int) -> str:
         """What the source says of the sample."""
