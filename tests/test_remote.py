@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,6 +123,29 @@ def test_a_storage_that_stays_broken_is_an_error_and_no_bad_sample(storage: Stor
     with pytest.raises(SourceError, match="no file matches"):
         TFRecordShards(f"{storage.url}/none-*.tfrecord")
     assert ResourceError is not SourceError
+
+
+def test_a_short_answer_is_asked_for_again_and_is_no_bad_sample(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = fsspec.filesystem("memory")
+    for path in shards.glob("*.tfrecord"):
+        memory.pipe(f"/short/{path.name}", path.read_bytes())
+    source = TFRecordShards("memory://short/*.tfrecord", raw=True)
+    cuts = [7, 1]
+    whole = type(memory).cat_file
+
+    def cut(*arguments: Any, **options: Any) -> bytes:
+        data: bytes = whole(*arguments, **options)
+        return data[: -cuts.pop()] if cuts else data
+
+    monkeypatch.setattr(type(memory), "cat_file", cut)
+    assert names([source[0]]) == ["0:0000"]
+    assert not cuts
+    cuts.extend([1] * 4)
+    with pytest.raises(OSError, match="failed 4 times, at last with ConnectionError: 2022 bytes came of the 2023") as told:
+        source[1]
+    assert told.value.errno == errno.EIO
 
 
 def test_a_server_without_ranges_is_refused_before_it_costs_a_download_a_sample(storage: Storage) -> None:

@@ -3,8 +3,9 @@
 A read in random order is one request for exactly its bytes. A shard that is read from front to back, as with
 `mploader.ShardShuffle`, is read ahead in growing blocks, so that one request serves many samples.
 
-What fails for a moment (a time-out, a lost connection, an overloaded server) is tried again, and raised as the
-`OSError` of a broken storage if it stays so: a worker then tries again and ends the run, but drops no sample for it.
+What fails for a moment (a time-out, a lost connection, a short answer, an overloaded server) is tried again, and raised
+as the `OSError` of a broken storage if it stays so: a worker then tries again and ends the run, but drops no sample for
+it.
 """
 
 from __future__ import annotations
@@ -144,7 +145,14 @@ class RemoteFiles:
 
 def _read_range(url: str, start: int, stop: int) -> bytes:
     system, path = _open(url)
-    data: bytes = _with_retries(url, lambda: system.cat_file(path, start=start, end=stop))
+
+    def ask() -> bytes:
+        data: bytes = system.cat_file(path, start=start, end=stop)
+        if len(data) < stop - start:  # which lie within the size that the storage has told: the rest was lost on the way
+            raise ConnectionError(f"{len(data)} bytes came of the {stop - start} at byte {start}")
+        return data
+
+    data = _with_retries(url, ask)
     if len(data) > stop - start:
         raise SourceError(
             f"{url}: the server sends all of the file ({len(data)} bytes) when {stop - start} are asked for. Samples "
