@@ -17,6 +17,7 @@ warnings.filterwarnings("error", message=".*(shard|rebatch|ran out of data).*")
 import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
+from mploader import ArgumentError  # noqa: E402
 from mploader.tfdata import ResumeCallback, distribute  # noqa: E402
 from tests.resume_data import make_loader  # noqa: E402
 
@@ -71,8 +72,10 @@ def main() -> None:
             ),
         ),
     }
-    if sys.argv[1] == "mirrored":
+    try:
         result["fit"] = fit(strategy, shard)
+    except ArgumentError as error:
+        result["fit"] = {"refused": str(error)}
     print("RESULT", json.dumps(result), flush=True)
 
 

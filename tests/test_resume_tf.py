@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import signal
 import subprocess
@@ -149,6 +150,30 @@ def test_fit_with_several_steps_per_execution_and_with_steps_per_epoch_is_counte
             verbose=0,
         )  # fmt: skip
         assert [epoch[:2] for epoch in places.epochs] == [(0, 5), (1, 2), (1, 7)]
+
+
+class Stop(keras.callbacks.Callback):  # type: ignore[misc]
+    """Fails when the second epoch begins, behind the save at the end of the first."""
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["length known", "length unknown"])
+def test_a_training_saved_at_the_end_of_an_epoch_goes_on_with_the_next(tmp_path: Path, is_known: bool) -> None:
+    places = []
+    for is_first in (True, False):
+        with make_loader(1) as loader:
+            dataset = loader.as_dataset()
+            if not is_known:
+                dataset = dataset.filter(lambda *_: True)
+            places.append(Places(loader))
+            callbacks = [keras.callbacks.BackupAndRestore(str(tmp_path)), ResumeCallback(loader), places[-1]]
+            with contextlib.suppress(KeyboardInterrupt):
+                build().fit(dataset, epochs=3, callbacks=[*callbacks, *[Stop()] * is_first], verbose=0)
+    assert places[0].epochs == [(1, 0, 8)]
+    assert places[1].epochs == [(2, 0, 8), (3, 0, 8)]
 
 
 def test_weights_saved_during_fit_hold_the_position_and_load_into_any_model(tmp_path: Path) -> None:

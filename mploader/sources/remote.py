@@ -148,7 +148,7 @@ def _read_range(url: str, start: int, stop: int) -> bytes:
 
     def ask() -> bytes:
         data: bytes = system.cat_file(path, start=start, end=stop)
-        if len(data) < stop - start:  # which lie within the size that the storage has told: the rest was lost on the way
+        if len(data) < stop - start:  # of a range within the file: the rest was lost on the way
             raise ConnectionError(f"{len(data)} bytes came of the {stop - start} at byte {start}")
         return data
 

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from mploader.errors import ArgumentError
 from mploader.loader import Loader
 
 # Keras saves whatever in a model's attributes is of this class, which has no public name in every version.
@@ -60,6 +61,9 @@ class ResumeCallback(keras.callbacks.Callback):  # type: ignore[misc]
     that callback it keeps ``loader.state_dict()`` right, which other callbacks may save. ``double_checkpoint=True``
     makes Keras survive a kill while it writes the file.
 
+    A step of ``fit`` must be a batch of the loader: it cannot count one whose dataset was filtered or batched again
+    behind the loader, nor one under a strategy of several hosts, where TensorFlow cuts each batch into several steps.
+
     Args:
         loader: the loader that ``fit`` trains on, by :meth:`mploader.Loader.as_dataset`.
     """
@@ -92,7 +96,12 @@ class ResumeCallback(keras.callbacks.Callback):  # type: ignore[misc]
         model.mploader_position = self._saved
 
     def on_train_begin(self, logs: Any = None) -> None:
-        """Called by Keras before the first epoch; ``BackupAndRestore`` restores here too."""
+        """Called by Keras before the first epoch; ``BackupAndRestore`` restores here too.
+
+        Raises:
+            ArgumentError: the model trains under a strategy of several hosts.
+        """
+        _check_one_host(self.model.distribute_strategy)
         self._begun, self._is_resumed = 0, False
         # The loader may have been moved by hand. Epochs of fit with steps_per_epoch are not those of the loader.
         self._done = self._loader.start.batch if self._steps == len(self._loader) else 0
@@ -137,6 +146,13 @@ class ResumeCallback(keras.callbacks.Callback):  # type: ignore[misc]
         steps: int | None = self.params["steps"]
         return steps
 
+    def _is_at_end(self) -> bool:
+        """Whether this epoch of ``fit`` was trained on to its end."""
+        if self._steps is not None:
+            return self._done >= self._steps
+        # Of a dataset of unknown length an epoch of fit is what is left of one of the loader.
+        return self._done > 0 and self._loader.position.batch == 0
+
     def _settle(self) -> None:
         """Counts the step that has just been trained. Saving does it too, so the order of callbacks does not matter."""
         begun, self._begun = self._begun, 0
@@ -152,6 +168,17 @@ class ResumeCallback(keras.callbacks.Callback):  # type: ignore[misc]
         self._saved.restored = ""
         self._loader.load_state_dict(state)
         self._epoch, self._done = state["fit"]["epoch"], state["fit"]["batch"]
-        if self._steps is not None and self._done >= self._steps:
+        if self._is_at_end():
             self._epoch, self._done = self._epoch + 1, 0  # saved at the last step, before Keras closed the epoch
         self._is_resumed, self._is_rest = True, self._done > 0
+
+
+def _check_one_host(strategy: Any) -> None:
+    replicas = strategy.num_replicas_in_sync
+    here = 1 if replicas == 1 else len(strategy.extended.worker_devices)  # the default strategy has no devices
+    if replicas > here:
+        raise ArgumentError(
+            f"ResumeCallback cannot count here: {replicas} replicas train, {here} of them on this host, and under fit() "
+            "TensorFlow cuts each host's batch into a piece for every replica of all hosts, so a batch lasts several "
+            "steps. Write the training loop with mploader.tfdata.distribute, and count with mploader.tfdata.Position"
+        )
