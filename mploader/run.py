@@ -37,7 +37,7 @@ class Run:
         """Positions from ``first`` to here can be asked for."""
         self.delivered = 0
         """Batches, or elements, handed out so far."""
-        self._start = start
+        self._start = self._consumed = start
         self._loader = loader
         self._pool = pool
         self._number = number
@@ -94,7 +94,8 @@ class Run:
         place = self._start.batch + count
         for dropped in self._dropped:
             place += dropped <= place
-        return Position(self.epoch, place) if place < len(self._loader) else Position(self.epoch + 1, 0)
+        # Not len(loader): without a batch size other hosts may have one element more.
+        return Position(self.epoch, place) if place < self._loader.num_places else Position(self.epoch + 1, 0)
 
     def elements(self) -> Iterator[Any]:
         """Returns an iterator of the elements of a run without a batch size, which counts each as consumed."""
@@ -103,7 +104,14 @@ class Run:
     def consume(self, count: int) -> None:
         """Notes that the first ``count`` batches (or elements) were consumed here, and not by way of TensorFlow."""
         self._loader.consumption.note_direct()
-        self._loader.consume(self.place_after(count))
+        self._consumed = self.place_after(count)
+        self._loader.consume(self._consumed)
+
+    def finish(self) -> None:
+        """The consumer has come to the end, where the place is the next epoch's start on every host."""
+        if self._loader.position == self._consumed:  # otherwise another run is read by now
+            self._consumed = Position(self.epoch + 1, 0)
+            self._loader.consume(self._consumed)
 
     def close(self) -> None:
         """Gives the run up; if all of it was delivered, its epoch is over."""
@@ -163,15 +171,29 @@ class Run:
             return
         start = self._start.batch + position * self._loader.block_size
         stop = min(start + self._loader.block_size, len(self._loader))
-        samples = self._loader.samples_of(self.epoch, start, stop)
-        places = {index: place for place, index in enumerate(samples, start)}
-        place = start
-        for sample in bad:
-            # A bad one that was to replace another may lie anywhere; it belongs to the one before.
-            place = places.get(sample.index, place)
+        for sample, place in zip(bad, self._places_of(bad, start, stop), strict=True):
             self._loader.record_bad([sample], Position(self.epoch, place + 1))
             if self._loader.drops_bad:
                 bisect.insort(self._dropped, place)
+
+    def _places_of(self, bad: list[BadSample], start: int, stop: int) -> list[int]:
+        """The place in the epoch that each bad sample of a block was read for.
+
+        They come in the order of the block. Behind one come those that were to replace it and were bad too; such a
+        sample may have a place of its own in the block, where it is told of again.
+        """
+        samples = self._loader.samples_of(self.epoch, start, stop)
+        own = {index: at for at, index in enumerate(samples)}
+        places: list[int] = []
+        at = attempt = 0
+        for index in (sample.index for sample in bad):
+            is_stand_in = attempt > 0 and index == self._loader.replacement_of(self.epoch, samples[at], attempt)
+            if is_stand_in and not self._loader.drops_bad:
+                attempt += 1
+            else:
+                at, attempt = own.get(index, at), 1
+            places.append(start + at)
+        return places
 
 
 class _Batches(Iterator[Any]):
@@ -214,7 +236,7 @@ class Elements(Iterator[Any]):
         """Returns the next element; an error is raised again at every further call."""
         while self._place >= self._size:  # a block without an element has lost all of them as bad samples
             self._block, self._leaves, self._size, self._place = None, [], 0, 0
-            self._block = next(self._blocks)
+            self._block = self._next_block()
             self._leaves = flatten(self._block)
             self._size = len(self._leaves[0])
         element = pack_as(self._block, [leaf[self._place] for leaf in self._leaves])
@@ -224,3 +246,11 @@ class Elements(Iterator[Any]):
         self._count += 1
         self._place += 1
         return element
+
+    def _next_block(self) -> Any:
+        try:
+            return next(self._blocks)
+        except StopIteration:
+            if self._run is not None:
+                self._run.finish()
+            raise

@@ -1,7 +1,7 @@
 """A training script that is killed and started again; run by tests/test_resume_tf.py.
 
 Usage: python -m tests.resume_training WAY FOLDER KILL_AT [WORKERS]
-       python -m tests.resume_training many WAY RUNS FOLDER      (each run is killed twice, after random steps)
+       python -m tests.resume_training many WAY FOLDER [RUNS]    (20 runs; each is killed twice, after random steps)
 
 WAY is "checkpoint" (a loop with tf.train.Checkpoint) or "fit" (model.fit with BackupAndRestore). Every training step
 appends the step's number in the model's life and its samples to FOLDER/steps. At step KILL_AT of this process it kills
@@ -90,26 +90,32 @@ def trained_on(folder: Path) -> list[list[int]]:
     return list(steps.values())
 
 
-def many_kills(way: str, runs: int, folder: Path) -> int:
-    """Trains ``runs`` times, each time killed twice after random steps, and returns how many were exact."""
+def uninterrupted() -> list[list[int]]:
+    """The samples of each step of a training that nothing kills."""
     with make_loader(1) as loader:
-        expected = [x.ravel().astype(int).tolist() for _ in range(EPOCHS) for x, _ in loader]
+        return [x.ravel().astype(int).tolist() for _ in range(EPOCHS) for x, _ in loader]
+
+
+def many_kills(way: str, folder: Path, runs: int) -> bool:
+    """Trains ``runs`` times, each time killed twice after random steps, and returns whether all were exact."""
+    expected = uninterrupted()
     exact = 0
     for run in range(runs):
-        kills = [*random.Random(run).sample(range(1, 12), 2), 0]
+        kills = [*random.Random(run).choices(range(1, len(expected) // 2), k=2), 0]
         home = folder / f"{way}-{run}"
-        home.mkdir()
+        home.mkdir(parents=True)
+        statuses = []
         for workers, kill_at in enumerate(kills, 1):
             command = [sys.executable, "-m", "tests.resume_training", way, str(home), str(kill_at), str(workers)]
-            subprocess.run(command, stderr=subprocess.DEVNULL, check=False)
-        exact += trained_on(home) == expected
+            statuses.append(subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode)
+        exact += statuses == [-signal.SIGKILL, -signal.SIGKILL, 0] and trained_on(home) == expected
         print(f"run {run}: killed after {kills[0]} and {kills[1]} steps, {exact} of {run + 1} exact", flush=True)
-    return exact
+    return exact == runs
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "many":
-        many_kills(sys.argv[2], int(sys.argv[3]), Path(sys.argv[4]))
-        sys.exit()
+        runs = int(sys.argv[4]) if len(sys.argv) > 4 else 20
+        sys.exit(0 if many_kills(sys.argv[2], Path(sys.argv[3]), runs) else 1)
     way = {"checkpoint": by_checkpoint, "fit": by_fit}[sys.argv[1]]
     way(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]) if len(sys.argv) > 4 else 2)

@@ -91,6 +91,24 @@ def test_elements_of_several_hosts_resume_on_others() -> None:
     close([alone, *loaders, *others])
 
 
+def test_hosts_with_unequal_shares_of_elements_save_the_same_position() -> None:
+    loaders, others = hosts_of(4, None), hosts_of(4, None)  # 30 samples: hosts 0 and 2 have 7 elements, 1 and 3 have 8
+    (alone,) = hosts_of(1, None)
+    order = [int(element) for element in alone]
+    iterators = [iter(loader) for loader in loaders]
+    taken = [int(next(iterator)) for _ in range(7) for iterator in iterators]
+    states = [loader.state_dict() for loader in loaders]
+    assert taken == order[:28]
+    assert all(state == states[0] for state in states)
+    for other in others:
+        other.load_state_dict(json.loads(json.dumps(states[0])))
+    assert [int(element) for other in others for element in other] == order[28:]
+    assert [len(list(other)) for other in others] == [7, 8, 7, 8]  # and the next epoch is whole
+    assert [int(element) for iterator in iterators for element in iterator] == order[28:]
+    assert {(state["epoch"], state["samples"]) for state in (loader.state_dict() for loader in loaders)} == {(1, 0)}
+    close([alone, *loaders, *others])
+
+
 def test_hosts_that_do_not_divide_the_global_batch_are_refused() -> None:
     loaders = hosts_of(2, GLOBAL_BATCH)
     next(iter(loaders[0]))
