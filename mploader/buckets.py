@@ -198,7 +198,7 @@ class BucketPlan(Plan):
 
     def fingerprint(self) -> dict[str, int | str | bool]:
         """See :meth:`Plan.fingerprint`."""
-        buckets = zlib.crc32(self.buckets.tobytes())
+        buckets = zlib.crc32(self.buckets.tobytes(), zlib.crc32(self._windows.tobytes()))
         return {**super().fingerprint(), "buckets": f"{buckets:08x} in batches of {self._windows.tolist()}"}
 
     def __getstate__(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ bit differs before the resize. The kernels are those of ``scale_and_translate_op
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import io
 import math
@@ -27,6 +28,7 @@ from mploader.images.geometry import Pixels
 from mploader.images.resize import opencv
 from mploader.sources.base import PackedStrings, checked_index
 from mploader.sources.files import read_whole
+from mploader.sources.fingerprint import hash_of
 
 FloatArray = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -58,6 +60,14 @@ class LabelledFiles:
     def describe(self, index: int) -> str:
         """The file of a sample."""
         return self.paths[checked_index(index, len(self))]
+
+    def fingerprint(self) -> str:
+        """Hashes of the files' names below the folder that holds them all, and of the labels. No file is looked at."""
+        names = list(self.paths)
+        start = len(os.path.commonprefix([min(names), max(names)]).rpartition("/")[0])
+        files = hashlib.sha256("\0".join(name[start:] for name in names).encode("utf-8", "surrogateescape"))
+        labels = "none" if self.labels is None else hash_of(self.labels)
+        return f"files {files.hexdigest()[:16]}, labels {labels}"
 
 
 @dataclass(frozen=True)

@@ -425,7 +425,7 @@ class Loader:
 
     @functools.cached_property
     def _source_facts(self) -> dict[str, str | int]:
-        return positions.fingerprint_of(self._source)
+        return positions.facts_of(self._source)
 
     def samples_of(self, epoch: int, start: int, stop: int) -> list[int]:
         """The samples of some batches of an epoch (elements, without a batch size), in order."""

@@ -5,7 +5,7 @@ A *state* is a plain dict that JSON can hold, below 4 kB for any dataset::
     version           of this form
     epoch, samples    the next batch: its epoch, and how many samples of the epoch all hosts together have consumed
     plan              what the global batches depend on: samples, batch size, seed, order; see `Plan.fingerprint`
-    source            what tells one dataset from another
+    source            what tells one dataset from another; see `facts_of`
     bad_samples       how many samples were dropped or replaced so far
     bad_indices       the last of them
     bad_in_epoch      how many of them in this epoch
@@ -18,13 +18,14 @@ from __future__ import annotations
 import json
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mploader.errors import ArgumentError
 from mploader.plan import Plan
 from mploader.reports import clip
+from mploader.sources.fingerprint import fingerprint_of
 
 VERSION = 1
 
@@ -45,11 +46,20 @@ class Position:
     batch: int
 
 
-def fingerprint_of(source: Any) -> dict[str, str | int]:
-    """What is known of a source that other data would not share: its type and length, and its own fingerprint."""
+def facts_of(source: Any) -> dict[str, str | int]:
+    """What is known of a source that other data would not share.
+
+    That is its type, its length, how many shards and classes it has, and its fingerprint, which
+    :func:`mploader.sources.fingerprint.fingerprint_of` works out for arrays and lists.
+    """
     facts: dict[str, str | int] = {"type": type(source).__name__, "samples": len(source)}
-    if hasattr(source, "fingerprint"):
-        facts["fingerprint"] = clip(str(source.fingerprint()), _TEXT_CHARACTERS)
+    for name, attribute in (("shards", "shard_sizes"), ("classes", "class_names")):
+        parts = getattr(source, attribute, None)
+        if isinstance(parts, Sized):
+            facts[name] = len(parts)
+    fingerprint = fingerprint_of(source)
+    if fingerprint is not None:
+        facts["fingerprint"] = clip(fingerprint, _TEXT_CHARACTERS)
     return facts
 
 
@@ -82,7 +92,7 @@ def restore(state: Any, plan: Plan, is_batched: bool, source: Mapping[str, Any],
         state: what :func:`save` has built.
         plan: of the loader that resumes.
         is_batched: whether it yields batches.
-        source: :func:`fingerprint_of` its source.
+        source: :func:`facts_of` its source.
         strict: refuse a state of other data or another order.
 
     Raises:
@@ -113,8 +123,10 @@ def restore(state: Any, plan: Plan, is_batched: bool, source: Mapping[str, Any],
 
 
 def _plan_facts(plan: Plan, is_batched: bool) -> dict[str, Any]:
-    facts: dict[str, Any] = {**plan.fingerprint()}
-    facts["order"] = clip(str(facts["order"]), _TEXT_CHARACTERS)
+    facts: dict[str, Any] = {
+        name: clip(fact, _TEXT_CHARACTERS) if isinstance(fact, str) else fact
+        for name, fact in plan.fingerprint().items()
+    }
     # An element has no company: one by one they are the same sequence on any number of hosts.
     return facts if is_batched else {**facts, "global_batch_size": None}
 
@@ -139,10 +151,28 @@ def _check_form(state: Any) -> tuple[int, int]:
 
 
 def _differences(what: str, saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
+    """A line for each fact that differs."""
+    lines = []
+    for name in {**saved, **present}:
+        before, now = saved.get(name), present.get(name)
+        if before == now:
+            continue
+        if name == "fingerprint" and before is not None and now is not None:
+            lines += _fingerprint_differences(what, str(before), str(now))
+        else:
+            lines.append(f"{what} {name.replace('_', ' ')}: {before!r} when it was saved, {now!r} now")
+    return lines
+
+
+def _fingerprint_differences(what: str, before: str, now: str) -> list[str]:
+    """Which of the hashes in two fingerprints that differ do, by the words before them."""
+    saved, present = (dict(part.rpartition(" ")[::2] for part in text.split(", ")) for text in (before, now))
+    words = [word for word in {**saved, **present} if saved.get(word) != present.get(word)]
+    if "" in words or not words:  # a single hash, or a text of the user's that is made otherwise
+        return [f"the data of the {what} differ (fingerprint {before} when it was saved, {now} now)"]
     return [
-        f"{what} {name.replace('_', ' ')}: {saved.get(name)!r} when it was saved, {present.get(name)!r} now"
-        for name in {**saved, **present}
-        if saved.get(name) != present.get(name)
+        f"the {word} of the {what} differ (fingerprint {saved.get(word)} when it was saved, {present.get(word)} now)"
+        for word in words
     ]
 
 

@@ -6,6 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from mploader.sources.fingerprint import hash_of
+
+_ABOUT_WORKERS = frozenset({"_workers", "_use_multiprocessing", "_max_queue_size"})
+"""Attributes of Keras's class that say nothing of the data."""
+
 
 class WholeBatches:
     """A source whose samples are the batches of a ``PyDataset``."""
@@ -15,6 +20,7 @@ class WholeBatches:
     def __init__(self, dataset: Any, length: int) -> None:
         self.dataset = dataset
         self._length = length
+        self._fingerprint = _fingerprint_of(dataset)
 
     def __len__(self) -> int:
         return self._length
@@ -29,6 +35,13 @@ class WholeBatches:
     def describe(self, index: int) -> str:
         """Which batch of which class."""
         return f"{type(self.dataset).__name__}[{index}]"
+
+    def fingerprint(self) -> str:
+        """Hashes of the class and of the arrays, lists, texts and numbers that the object held at the start.
+
+        Not of what its methods read from elsewhere, nor of objects of other classes in it.
+        """
+        return self._fingerprint
 
 
 class ChangingBatches(WholeBatches):
@@ -45,6 +58,13 @@ class ChangingBatches(WholeBatches):
         end = getattr(self.dataset, "on_epoch_end", None)
         if end is not None:
             end()
+
+
+def _fingerprint_of(dataset: Any) -> str:
+    kind = type(dataset)
+    held = {name: value for name, value in getattr(dataset, "__dict__", {}).items() if name not in _ABOUT_WORKERS}
+    values = [value for _, value in sorted(held.items())]
+    return f"class {hash_of(kind.__module__, kind.__qualname__)}, attributes {hash_of(sorted(held), *values)}"
 
 
 def _arrays(part: Any) -> Any:

@@ -12,8 +12,13 @@ import numpy as np
 import pytest
 
 from mploader import ArgumentError, Loader, ShardShuffle
-from mploader.sources import Mix, TFRecordShards
+from mploader.keras_images import LabelledFiles
+from mploader.plan import Plan
+from mploader.position import Position, facts_of, restore, save
+from mploader.sources import Mix, Subset, TFRecordShards, fingerprint
+from mploader.sources.base import PackedStrings
 from mploader.sources.tfrecord_write import TFRecordWriter
+from mploader.whole_batches import WholeBatches
 from tests.conftest import kill_one
 
 EPOCHS = 3
@@ -227,7 +232,8 @@ def test_other_data_or_another_order_is_refused_with_what_differs(tmp_path: Path
         state = through_json(loader.state_dict())
     with make("[01]") as fewer, pytest.raises(ArgumentError, match=r"source samples: 15 when .*, 10 now") as told:
         fewer.load_state_dict(state)
-    assert "source fingerprint" in str(told.value)
+    assert "source shards: 3 when it was saved, 2 now" in str(told.value)
+    assert "the names of the source differ (fingerprint " in str(told.value)
     assert "strict=False" in str(told.value)
     with make(seed=1, shuffle=True, batch_size=3) as other:
         with pytest.raises(ArgumentError, match="plan seed: 0 when it was saved, 1 now") as told:
@@ -241,8 +247,75 @@ def test_other_data_or_another_order_is_refused_with_what_differs(tmp_path: Path
         with TFRecordWriter(tmp_path / f"{number}.tfrecord") as writer:
             for place in range(5):
                 writer.write(bytes(place))
-    with make() as changed, pytest.raises(ArgumentError, match="source fingerprint"):
+    with make() as changed, pytest.raises(ArgumentError, match="the record places of the source differ") as told:
         changed.load_state_dict(state)
+    assert "the names" not in str(told.value)
+
+
+def labelled(names: list[str], labels: Any) -> LabelledFiles:
+    return LabelledFiles(PackedStrings.of(names), None if labels is None else np.asarray(labels))
+
+
+class Held:
+    """Stands for a PyDataset; what it holds tells it from another."""
+
+    def __init__(self, values: Any, workers: int = 1) -> None:
+        self.values = values
+        self._workers = workers
+
+
+ALIKE: dict[str, tuple[Any, Any, str]] = {
+    "labels": (labelled(["/d/a/1", "/d/b/1"], [0, 1]), labelled(["/d/a/1", "/d/b/1"], [1, 0]), "the labels"),
+    "files": (labelled(["/d/a/1", "/d/b/1"], [0, 1]), labelled(["/d/a/1", "/d/b/2"], [0, 1]), "the files"),
+    "attributes": (WholeBatches(Held([1, 2]), 2), WholeBatches(Held([1, 3]), 2), "the attributes"),
+    "numbers": ([1, 2], [1, 3], "the data"),
+    "texts": (["ab", "c"], ["a", "bc"], "the data"),
+    "pairs": ([("a", 1), ("b", 2)], [("a", 1), ("b", 3)], "the data"),
+    "arrays": (np.arange(3), np.arange(1, 4), "the data"),
+    "dtypes": (np.arange(3), np.arange(3.0), "the data"),
+    "objects": (np.array(["a", 1], object), np.array(["a", 2], object), "the data"),
+    "ranges": (range(3), range(1, 4), "the data"),
+    "lists of arrays": ([np.arange(3)], [np.arange(1, 4)], "the data"),
+    "a part of a whole": (Subset([1, 2], [0]), Subset([1, 3], [0]), "the data"),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_other_data_of_the_same_number_are_told_apart(name: str) -> None:
+    saved, other, what = ALIKE[name]
+    plan = Plan(len(saved), 1)
+    state = through_json(save(Position(0, 0), plan, True, facts_of(saved), 0, [], 0))
+    assert restore(state, plan, True, facts_of(saved), strict=True) == Position(0, 0)
+    with pytest.raises(ArgumentError, match=rf"{what} of the source differ \(fingerprint \S+ when it was saved, \S+ now"):
+        restore(state, plan, True, facts_of(other), strict=True)
+
+
+def test_a_fingerprint_stays_where_only_the_folder_or_the_workers_change() -> None:
+    here, there = (labelled([f"/{root}/a/1", f"/{root}/b/1"], [0, 1]) for root in ("here", "there"))
+    assert here.fingerprint() == there.fingerprint()
+    assert labelled(["/d/a"], None).fingerprint() == labelled(["/e/a"], None).fingerprint()
+    assert WholeBatches(Held(1), 2).fingerprint() == WholeBatches(Held(1, workers=4), 2).fingerprint()
+
+
+def test_a_fingerprint_of_large_data_reads_a_bounded_part_from_start_to_end() -> None:
+    class Noting(list[str]):
+        read = 0
+
+        def __getitem__(self, place: Any) -> Any:
+            self.read += 1
+            return super().__getitem__(place)
+
+    many = Noting(["x"] * 200_000)
+    fingerprint.fingerprint_of(many)
+    assert 0 < many.read <= fingerprint.ITEMS
+    large = np.zeros(3 * fingerprint.ARRAY_BYTES, np.uint8)
+    known = fingerprint.fingerprint_of(large)
+    for place in (0, -1):
+        large[place] = 1
+        assert fingerprint.fingerprint_of(large) != known
+        large[place] = 0
+    assert fingerprint.fingerprint_of(large.reshape(4, -1)) != known
+    assert fingerprint.fingerprint_of(object()) is None
 
 
 NO_STATES: list[tuple[Any, str]] = [

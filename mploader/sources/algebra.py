@@ -18,6 +18,7 @@ import numpy.typing as npt
 from mploader.errors import ArgumentError
 from mploader.order import Order, ShardShuffle
 from mploader.sources.base import Int64Array, checked_index
+from mploader.sources.fingerprint import fingerprint_of
 
 
 def describe_sample(source: Any, index: int) -> str:
@@ -27,16 +28,14 @@ def describe_sample(source: Any, index: int) -> str:
     return f"sample {index} of a {type(source).__name__}"
 
 
-def fingerprint_of(*parts: Any) -> str:
-    """A hash of sources and plain values. A source without a fingerprint counts with its type and length."""
+def combined_fingerprint(*parts: Any) -> str:
+    """A hash of sources and plain values. A source of which nothing is known counts with its type and length."""
     texts = []
     for part in parts:
-        if hasattr(part, "fingerprint"):
-            texts.append(str(part.fingerprint()))
-        elif hasattr(part, "__getitem__") and not isinstance(part, (str, bytes, tuple)):
-            texts.append(f"{type(part).__name__} of {len(part)}")
-        else:
+        if isinstance(part, (str, bytes, tuple)) or not hasattr(part, "__getitem__"):
             texts.append(repr(part))
+        else:
+            texts.append(fingerprint_of(part) or f"{type(part).__name__} of {len(part)}")
     return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
@@ -95,7 +94,7 @@ class Concat:
 
     def fingerprint(self) -> str:
         """A hash of the parts' fingerprints, in order."""
-        return fingerprint_of("Concat", *self._sources)
+        return combined_fingerprint("Concat", *self._sources)
 
     def __repr__(self) -> str:
         return f"Concat of {len(self._sources)} sources, {len(self)} samples: [{', '.join(map(short, self._sources))}]"
@@ -153,7 +152,7 @@ class Subset:
         """A hash of the source's fingerprint and the chosen samples."""
         chosen = self._indices
         facts = repr(chosen) if isinstance(chosen, range) else hashlib.sha256(chosen.tobytes()).hexdigest()
-        return fingerprint_of("Subset", self._source, facts)
+        return combined_fingerprint("Subset", self._source, facts)
 
     def __repr__(self) -> str:
         return f"Subset of {len(self)} of {len(self._source)} samples of {short(self._source)}"
@@ -228,7 +227,7 @@ class Map:
 
     def fingerprint(self) -> str:
         """A hash of the source's fingerprint and the names of the functions."""
-        return fingerprint_of("Map", self._source, _name(self._function), _name(self._index), len(self))
+        return combined_fingerprint("Map", self._source, _name(self._function), _name(self._index), len(self))
 
     def __repr__(self) -> str:
         functions = ", ".join(_name(function) for function in (self._function, self._index) if function is not None)

@@ -33,8 +33,8 @@ class Source(Protocol):
     arrays, which travel by shared memory. `__getitem__` may be called from several threads.
 
     Two more methods are used where an object has them: ``describe(index) -> str`` says where a sample comes
-    from (file and byte) for messages, and ``fingerprint() -> str`` is a short hexadecimal text that changes
-    when the data changes, by which a resume on other data is refused.
+    from (file and byte) for messages, and ``fingerprint() -> str`` is a short text that changes when the data
+    changes, by which a resume on other data is refused: a hash, or several as ``"files 5a0c, labels 91e7"``.
     """
 
     def __len__(self) -> int:

@@ -109,11 +109,12 @@ class ImageFolder:
         return os.path.join(self._directory, self._files[checked_index(index, len(self))])
 
     def fingerprint(self) -> str:
-        """A hash of the classes and of the names of the files. Neither contents nor sizes are looked at."""
-        digest = hashlib.sha256(repr(("ImageFolder", self._class_names)).encode("utf-8", "surrogateescape"))
-        for array in (self._files.blob, self._files.offsets, self._class_ends):
-            digest.update(array.tobytes())
-        return digest.hexdigest()[:16]
+        """Hashes of the classes and of the names of the files. Neither contents nor sizes are looked at."""
+        classes = hashlib.sha256(repr(self._class_names).encode("utf-8", "surrogateescape"))
+        files = hashlib.sha256(self._class_ends.tobytes())
+        for array in (self._files.blob, self._files.offsets):
+            files.update(array.tobytes())
+        return f"classes {classes.hexdigest()[:16]}, files {files.hexdigest()[:16]}"
 
     def __repr__(self) -> str:
         return f"ImageFolder({self._directory!r}): {len(self)} images of {len(self._class_names)} classes"

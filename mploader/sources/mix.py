@@ -13,7 +13,7 @@ import numpy as np
 from mploader import permutation, proportions
 from mploader.errors import ArgumentError
 from mploader.order import Indices, Order, ShardShuffle, arrange
-from mploader.sources.algebra import checked_source, describe_sample, fingerprint_of, is_endless, short
+from mploader.sources.algebra import checked_source, combined_fingerprint, describe_sample, is_endless, short
 
 
 class Mix:
@@ -93,7 +93,7 @@ class Mix:
 
     def fingerprint(self) -> str:
         """A hash of the parts' fingerprints, the proportions and the length."""
-        return fingerprint_of("Mix", self._length, self._weights, *self._sources)
+        return combined_fingerprint("Mix", self._length, self._weights, *self._sources)
 
     def epoch_order(self, seed: int, shuffle: bool | ShardShuffle) -> Order:
         """The order of an epoch: the pattern, with each part in the order that ``shuffle`` asks for."""

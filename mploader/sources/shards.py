@@ -147,14 +147,15 @@ class Shards:
         return f"{self._paths[shard]}, {self._unit} {position - self._starts[shard]} at byte {start}"
 
     def fingerprint(self) -> str:
-        """A hash of the shards' names without their folders, sizes and where the samples lie in them."""
-        digest = hashlib.sha256(self._kind.encode())
+        """Hashes of the shards' names without their folders, of their sizes, and of where the samples lie in them."""
+        names = hashlib.sha256(self._kind.encode())
         for path in self._paths:
-            digest.update(path.rpartition("/")[2].encode("utf-8", "surrogateescape") + b"\0")
-        for array in (self._sizes, self._starts):
-            digest.update(array.tobytes())
-        digest.update(google_crc32c.value(self._offsets.tobytes()).to_bytes(4, "big"))
-        return digest.hexdigest()[:16]
+            names.update(path.rpartition("/")[2].encode("utf-8", "surrogateescape") + b"\0")
+        samples = hashlib.sha256(self._starts.tobytes())
+        samples.update(google_crc32c.value(self._offsets.tobytes()).to_bytes(4, "big"))
+        sizes = hashlib.sha256(self._sizes.tobytes())
+        hashes = (digest.hexdigest()[:16] for digest in (names, sizes, samples))
+        return "names {}, sizes {}, record places {}".format(*hashes)
 
     def __repr__(self) -> str:
         shards = f"1 shard, {self._paths[0]}" if len(self._paths) == 1 else f"{len(self._paths)} shards"

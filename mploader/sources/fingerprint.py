@@ -1,0 +1,86 @@
+"""What tells the data of a source from others of the same number, in bounded time.
+
+A fingerprint is a short text: one hash, or several with a word before each of what it is of, as in
+``"files 5a0c..., labels 91e7..."``, so that a message can say which of them differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+ARRAY_BYTES = 1 << 24
+"""So much of an array is hashed: all of a smaller one, otherwise blocks from its start to its end."""
+ARRAY_BLOCKS = 256
+ITEMS = 1 << 16
+"""So many items of a list are hashed: all of a shorter one, otherwise every n-th."""
+ITEM_BYTES = 1 << 10
+"""The start of a text, of bytes or of an array in a list that is hashed, besides its length."""
+NESTING = 3
+"""Lists in lists are looked into so deep."""
+
+
+def fingerprint_of(source: Any) -> str | None:
+    """The fingerprint that a source states itself, or a hash of an array, a range or a list. None: nothing is known.
+
+    Args:
+        source: of lists and tuples all items are seen that are text, bytes, numbers, arrays, or tuples and lists of
+            these; of others only the type.
+    """
+    if hasattr(source, "fingerprint"):
+        return str(source.fingerprint())
+    if not isinstance(source, (np.ndarray, range, list, tuple)):
+        return None
+    return hash_of(source)
+
+
+def hash_of(*values: Any) -> str:
+    """A hash of arrays, lists and plain values, 16 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for value in values:
+        if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+            _add_array(digest, value)
+        else:
+            _add(digest, value, ITEMS, NESTING)
+    return digest.hexdigest()[:16]
+
+
+def _add_array(digest: Any, array: np.ndarray[Any, Any]) -> None:
+    digest.update(f"{array.dtype.descr} {array.shape}".encode())
+    if not array.ndim:
+        array = array[np.newaxis]
+    rows = max(1, ARRAY_BYTES // max(1, array[:1].nbytes))
+    if len(array) <= rows:
+        digest.update(array.tobytes())
+        return
+    blocks = min(ARRAY_BLOCKS, rows)
+    for start in np.linspace(0, len(array) - rows // blocks, blocks).astype(np.int64):
+        digest.update(array[start : start + rows // blocks].tobytes())
+
+
+def _add(digest: Any, value: Any, items: int, nesting: int) -> None:
+    """Adds a value with its type and length, so that neighbours cannot be taken for each other."""
+    kind = type(value).__name__
+    if isinstance(value, (str, bytes)):
+        start = value[:ITEM_BYTES]
+        data = start.encode("utf-8", "surrogatepass") if isinstance(start, str) else start
+        digest.update(f"{kind} {len(value)} ".encode() + data)
+    elif value is None or isinstance(value, (bool, int, float, complex, np.number, np.bool_, range)):
+        digest.update(f"{kind} {value!r} ".encode())
+    elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        start = value.reshape(-1)[: max(1, ITEM_BYTES // value.itemsize)] if value.flags.c_contiguous else value[:1]
+        digest.update(f"{value.dtype.descr} {value.shape} ".encode() + start.tobytes()[:ITEM_BYTES])
+    elif isinstance(value, (list, tuple, np.ndarray)):
+        _add_items(digest, value, items, nesting)
+    else:
+        digest.update(f"{kind} ".encode())
+
+
+def _add_items(digest: Any, values: Sequence[Any] | np.ndarray[Any, Any], items: int, nesting: int) -> None:
+    digest.update(f"{type(values).__name__} {len(values)} ".encode())
+    if nesting:
+        for place in range(0, len(values), -(-len(values) // items) or 1):
+            _add(digest, values[place], ITEM_BYTES, nesting - 1)
