@@ -174,6 +174,15 @@ class BucketPlan(Plan):
         """See :meth:`Plan.batches`."""
         return np.concatenate([np.empty(0, np.int64), *(self.batch(epoch, place) for place in range(start, stop))])
 
+    @property
+    def num_host_samples(self) -> int:
+        """See :attr:`Plan.num_host_samples`."""
+        index, count = self.shard
+        full, rests = np.divmod(self._counts, self._windows)
+        shares = rests * (index + 1) // count - rests * index // count
+        sizes = np.asarray(self.bucket_batch_sizes, np.int64)
+        return int((full * sizes).sum()) + (0 if self.drop_remainder else int(shares.sum()))
+
     def batch_size_with(self, index: int) -> int:
         """See :meth:`Plan.batch_size_with`."""
         return min(self.bucket_batch_sizes[int(self.buckets[index])], self.longest_batch)

@@ -64,7 +64,8 @@ class LabelledFiles:
     def fingerprint(self) -> str:
         """Hashes of the files' names below the folder that holds them all, and of the labels. No file is looked at."""
         names = list(self.paths)
-        start = len(os.path.commonprefix([min(names), max(names)]).rpartition("/")[0])
+        # What the first and the last in the order of strings share, all share.
+        start = len(os.path.commonprefix([min(names), max(names)]).rpartition("/")[0])  # noqa: RUF071
         files = hashlib.sha256("\0".join(name[start:] for name in names).encode("utf-8", "surrogateescape"))
         labels = "none" if self.labels is None else hash_of(self.labels)
         return f"files {files.hexdigest()[:16]}, labels {labels}"

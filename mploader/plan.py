@@ -100,7 +100,7 @@ class Plan:
             position: number of the batch in the epoch, in [0, num_batches).
 
         Returns:
-            int64 array (batch_length(position),) of sample indices.
+            int64 array (samples of this host,) of sample indices.
 
         Raises:
             ArgumentError: ``epoch`` is negative.
@@ -134,7 +134,8 @@ class Plan:
     def num_host_samples(self) -> int:
         """Samples in an epoch of this host."""
         full = self.num_samples // self.global_batch_size
-        return full * self.batch_size + (self.batch_length(full) if self.num_batches > full else 0)
+        start, stop = self._share(full) if self.num_batches > full else (0, 0)
+        return full * self.batch_size + stop - start
 
     def batch_size_with(self, index: int) -> int:
         """Samples that a batch of this host with the sample ``index`` in it may have."""
@@ -147,15 +148,6 @@ class Plan:
     def batch_at(self, progress: int) -> tuple[int, int]:
         """The inverse of :meth:`progress`: the next batch, and how many of its samples were consumed elsewhere."""
         return divmod(progress, self.global_batch_size)
-
-    def batch_length(self, position: int) -> int:
-        """Number of samples in the batch at ``position``, before any bad sample is dropped.
-
-        Raises:
-            IndexError: there is no such batch.
-        """
-        start, stop = self._share(position)
-        return stop - start
 
     def replacement(self, epoch: int, index: int, attempt: int) -> int:
         """Names the sample that stands in for a bad one: a function of (seed, epoch, index, attempt).

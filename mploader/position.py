@@ -3,14 +3,15 @@
 A *state* is a plain dict that JSON can hold, below 4 kB for any dataset::
 
     version           of this form
-    epoch, samples    the next batch: its epoch, and how many samples of the epoch all hosts together have consumed
+    epoch, samples    the next batch: its epoch, and how many samples of the epoch all hosts together have consumed;
+                      with `bucket_by` how many batches, since batches of one number differ in size from epoch to epoch
     plan              what the global batches depend on: samples, batch size, seed, order; see `Plan.fingerprint`
     source            what tells one dataset from another; see `facts_of`
     bad_samples       how many samples were dropped or replaced so far
     bad_indices       the last of them
     bad_in_epoch      how many of them in this epoch
 
-Samples and not batches are counted, and of all hosts together: so a state means the same on any number of hosts.
+What all hosts together have consumed is counted: so a state means the same on any number of hosts.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,10 @@ def test_hosts_that_do_not_divide_the_global_batch_are_refused() -> None:
     close(loaders)
 
 
+class PortTakenError(Exception):
+    """Somebody else listens where TensorFlow was told to."""
+
+
 def read(way: str, environments: list[dict[str, str]]) -> list[dict[str, Any]]:
     """Runs tests/distributed_reading.py in some processes at once and returns what they print."""
     processes = [
@@ -129,18 +135,21 @@ def read(way: str, environments: list[dict[str, str]]) -> list[dict[str, Any]]:
         )
         for environment in environments
     ]  # fmt: skip
-    try:
-        results = []
-        for process in processes:
-            output, errors = process.communicate(timeout=100)
-            assert process.returncode == 0, errors
-            assert "shard" not in errors.lower()  # TensorFlow warns of data that it cannot divide
-            results.append(json.loads(output.split("RESULT ", 1)[1]))
-        return results
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    with ThreadPoolExecutor() as threads:
+        try:
+            # Whichever ends first: one that fails leaves the others waiting for it.
+            outputs = {threads.submit(process.communicate, timeout=100): process for process in processes}
+            for done in as_completed(outputs):
+                errors = done.result()[1]
+                if outputs[done].returncode and "Could not start gRPC server" in errors:
+                    raise PortTakenError(errors)
+                assert outputs[done].returncode == 0, errors
+                assert "shard" not in errors.lower()  # TensorFlow warns of data that it cannot divide
+            return [json.loads(done.result()[0].split("RESULT ", 1)[1]) for done in outputs]
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
 
 
 def plain_batches(batch_size: int) -> list[list[int]]:
@@ -156,18 +165,27 @@ def test_two_replicas_of_one_process_share_the_batches() -> None:
     assert result["fit"] == {"epochs": 2, "place": [2, 0]}
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for found in sockets:
+            found.bind(("127.0.0.1", 0))
+        return [int(found.getsockname()[1]) for found in sockets]
+
+
+def read_on_workers(count: int) -> list[dict[str, Any]]:
+    """Several processes of a cluster. A port may be taken between being found free and being used: then others are."""
+    for _ in range(5):
+        cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(count)]}
+        tasks = [{"cluster": cluster, "task": {"type": "worker", "index": index}} for index in range(count)]
+        with contextlib.suppress(PortTakenError):
+            return read("workers", [{"TF_CONFIG": json.dumps(task)} for task in tasks])
+    raise AssertionError("every port that was found free was taken")
 
 
 @pytest.mark.slow
 def test_two_processes_of_a_multi_worker_strategy_share_the_batches() -> None:
-    cluster = {"worker": [f"127.0.0.1:{free_port()}" for _ in range(2)]}
-    results = read("workers", [
-        {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})} for index in (0, 1)
-    ])  # fmt: skip
+    results = read_on_workers(2)
     for way in ("distribute_datasets_from_function", "distribute"):
         steps = zip(*(result[way] for result in results), strict=True)
         assert [joined(joined(replicas) for replicas in step) for step in steps] == plain_batches(4), way

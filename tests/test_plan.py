@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mploader.buckets import BucketBy
 from mploader.errors import ArgumentError
 from mploader.plan import Plan
 
@@ -73,9 +74,20 @@ def test_global_batches_are_the_same_for_every_number_of_hosts(
             shares = [host.batch(1, position) for host in hosts]
             assert np.concatenate(shares).tolist() == alone.batch(1, position).tolist()
             sizes = [len(share) for share in shares]
-            assert sizes == [host.batch_length(position) for host in hosts]
             assert max(sizes) - min(sizes) <= 1
             assert {share.dtype for share in shares} == {np.dtype(np.int64)}
+
+
+@pytest.mark.parametrize("drop_remainder", [False, True])
+@pytest.mark.parametrize("in_buckets", [False, True])
+def test_a_host_knows_the_samples_of_its_epoch(drop_remainder: bool, in_buckets: bool) -> None:
+    for index in range(3):
+        plan = Plan(47, 4, 9, True, drop_remainder, shard=(index, 3))
+        if in_buckets:
+            lengths = np.arange(47) % 10
+            plan = BucketBy(lengths, [2, 5], batch_sizes=[4, 3, 1]).plan(plan, lengths)
+        batches = [plan.batch(0, position) for position in range(plan.num_batches)]
+        assert plan.num_host_samples == sum(map(len, batches))
 
 
 def test_a_host_without_a_sample_in_the_last_batch_makes_an_empty_one() -> None:
@@ -89,8 +101,6 @@ def test_a_position_outside_the_epoch_is_an_index_error(position: int) -> None:
     plan = Plan(10, 4)
     with pytest.raises(IndexError, match="of 3 batches"):
         plan.batch(0, position)
-    with pytest.raises(IndexError, match="of 3 batches"):
-        plan.batch_length(position)
 
 
 def test_a_negative_epoch_is_refused() -> None:

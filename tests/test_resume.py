@@ -286,7 +286,8 @@ def test_other_data_of_the_same_number_are_told_apart(name: str) -> None:
     plan = Plan(len(saved), 1)
     state = through_json(save(Position(0, 0), plan, True, facts_of(saved), 0, [], 0))
     assert restore(state, plan, True, facts_of(saved), strict=True) == Position(0, 0)
-    with pytest.raises(ArgumentError, match=rf"{what} of the source differ \(fingerprint \S+ when it was saved, \S+ now"):
+    message = rf"{what} of the source differ \(fingerprint \S+ when it was saved, \S+ now"
+    with pytest.raises(ArgumentError, match=message):
         restore(state, plan, True, facts_of(other), strict=True)
 
 

@@ -178,7 +178,8 @@ def _check_one_host(strategy: Any) -> None:
     here = 1 if replicas == 1 else len(strategy.extended.worker_devices)  # the default strategy has no devices
     if replicas > here:
         raise ArgumentError(
-            f"ResumeCallback cannot count here: {replicas} replicas train, {here} of them on this host, and under fit() "
-            "TensorFlow cuts each host's batch into a piece for every replica of all hosts, so a batch lasts several "
-            "steps. Write the training loop with mploader.tfdata.distribute, and count with mploader.tfdata.Position"
+            f"ResumeCallback cannot count here: {replicas} replicas train, {here} of them on this host, and under "
+            "fit() TensorFlow cuts each host's batch into a piece for every replica of all hosts, so a batch lasts "
+            "several steps. Write the training loop with mploader.tfdata.distribute, and count with a "
+            "mploader.tfdata.Position"
         )
