@@ -147,8 +147,11 @@ def texts_of(value: Any) -> list[bytes]:
     Raises:
         SpecError: something in it is no string.
     """
-    items = [value] if isinstance(value, (bytes, str)) else list(np.asarray(value).flat)
-    return [_text_of(item) for item in items]
+    if isinstance(value, (bytes, str)):
+        return [_text_of(value)]
+    # As objects: an array of bytes of one length cuts zero bytes off their ends.
+    array = value if isinstance(value, np.ndarray) else np.asarray(value, STRING)
+    return [_text_of(item) for item in array.flat]
 
 
 def _text_of(item: Any) -> bytes:

@@ -19,11 +19,11 @@ import numpy as np
 
 from mploader import messages, reports
 from mploader.arena import NOTHING_IN_HAND, WorkerArea
-from mploader.batch import Array, BatchLayout, BatchWriter
+from mploader.batch import Array, BatchLayout, BatchWriter, texts_of
 from mploader.cpuclock import CpuClock
 from mploader.errors import ArgumentError, SpecError
 from mploader.reports import SampleReport
-from mploader.spec import ArraySpec, flatten, pack_as
+from mploader.spec import STRING, ArraySpec, flatten, pack_as
 
 BLOCK_S = 0.05
 """A block of elements is sent off when it has taken so long, so that slow generators do not hold theirs back."""
@@ -49,6 +49,8 @@ class _Stream:
     drawn: int = 0
     checksum: int = 0
     ended: bool = False
+    failure: SampleReport | None = None
+    """Why it cannot go on, while the elements before are on their way."""
 
 
 class StreamFailedError(Exception):
@@ -83,16 +85,13 @@ class Streams:
         stream = self._open.get(message.run)
         writer = BatchWriter(layout, memory)
         generator_ns = write_ns = 0
-        while stream is not None and not stream.ended and writer.count < layout.capacity:
-            before = time.monotonic_ns()
-            if writer.count and not self._job.is_batched and before - started_ns > BLOCK_S * 1e9:
-                break
-            leaves = self._next(stream, layout)
-            made = time.monotonic_ns()
-            generator_ns += made - before
-            if leaves is not None:
-                self._add(writer, stream, layout, leaves)
-            write_ns += time.monotonic_ns() - made
+        if stream is not None:
+            try:
+                generator_ns, write_ns = self._fill(stream, writer, layout, started_ns)
+            except StreamFailedError as failure:
+                if not writer.count:
+                    raise
+                stream.failure = failure.report  # the next task is to fail; what came before is delivered
         self._area.step(NOTHING_IN_HAND)
         is_last = stream is None or stream.ended
         if is_last:
@@ -104,6 +103,25 @@ class Streams:
             now.queued_ns - cpu.queued_ns, int(is_last), stream.checksum if stream else 0,
         )  # fmt: skip
         return writer, result
+
+    def _fill(
+        self, stream: _Stream, writer: BatchWriter, layout: BatchLayout, started_ns: int
+    ) -> tuple[int, int]:
+        """Draws elements until the block is full, old enough or the last; returns the ns in the generator and after."""
+        generator_ns = write_ns = 0
+        if stream.failure is not None:
+            raise StreamFailedError(stream.failure)
+        while not stream.ended and writer.count < layout.capacity:
+            before = time.monotonic_ns()
+            if writer.count and not self._job.is_batched and before - started_ns > BLOCK_S * 1e9:
+                break
+            leaves = self._next(stream, layout)
+            made = time.monotonic_ns()
+            generator_ns += made - before
+            if leaves is not None:
+                self._pass_by(stream, leaves, layout, writer)
+            write_ns += time.monotonic_ns() - made
+        return generator_ns, write_ns
 
     def forget(self, run: int) -> None:
         """Closes a generator. What its ``finally`` raises is printed: nobody waits for its elements any more."""
@@ -128,8 +146,7 @@ class Streams:
         while stream.drawn < message.skip and not stream.ended:
             leaves = self._next(stream, layout)
             if leaves is not None:
-                stream.checksum = _checksum(leaves, stream.checksum)
-                stream.drawn += 1
+                self._pass_by(stream, leaves, layout)
         if stream.drawn < message.skip or stream.checksum != message.checksum:
             raise StreamFailedError(self._report(stream, SpecError(
                 f"its worker was lost, and when the generator was started again its first {message.skip} elements were "
@@ -154,12 +171,17 @@ class Streams:
         except Exception as error:
             raise StreamFailedError(self._report(stream, error)) from None
 
-    def _add(self, writer: BatchWriter, stream: _Stream, layout: BatchLayout, leaves: list[Any]) -> None:
+    def _pass_by(
+        self, stream: _Stream, leaves: list[Any], layout: BatchLayout, writer: BatchWriter | None = None
+    ) -> None:
+        """Counts an element, and writes it if there is a writer."""
         try:
-            writer.add(pack_as(layout.structure, leaves))
+            checksum = checksum_of(leaves, stream.checksum)
+            if writer is not None:
+                writer.add(pack_as(layout.structure, leaves))
         except Exception as error:
             raise StreamFailedError(self._report(stream, error)) from None
-        stream.checksum = _checksum(leaves, stream.checksum)
+        stream.checksum = checksum
         stream.drawn += 1
 
     def _report(self, stream: _Stream, error: BaseException) -> SampleReport:
@@ -175,10 +197,14 @@ def _convert(element: Any, layout: BatchLayout) -> list[Any]:
 
 
 def _convert_leaf(leaf: Any, spec: ArraySpec) -> Any:
-    if spec.is_string:
+    if not spec.is_string:
+        array = np.asarray(leaf)
+        return array if array.dtype == spec.dtype else array.astype(spec.dtype)
+    if isinstance(leaf, (bytes, str, np.ndarray)):
         return leaf
     array = np.asarray(leaf)
-    return array if array.dtype == spec.dtype else array.astype(spec.dtype)
+    # NumPy makes numbers of an empty list, and cuts zero bytes off the ends of strings.
+    return np.asarray(leaf, STRING) if array.dtype.kind in "SU" or not array.size else array
 
 
 @dataclass(frozen=True)
@@ -186,29 +212,32 @@ class SplitRagged:
     """Turns the ragged components of an element into a tuple of flat values and row splits, outermost first.
 
     Attributes:
-        ranks: the structure of the element's signature, with the ragged rank of each component, 0 for a dense one.
+        specs: the structure of the element's signature. The shape of a ragged component is that of the element, whose
+            first dimension has no row splits.
     """
 
-    ranks: Any
+    specs: Any
 
     def __call__(self, element: Any) -> Any:
         """Returns the element with tuples in place of its ragged components."""
-        ranks = flatten(self.ranks)
-        leaves = flatten_like(self.ranks, element)
-        return pack_as(self.ranks, [_split(leaf, rank) for leaf, rank in zip(leaves, ranks, strict=True)])
+        leaves = flatten_like(self.specs, element)
+        parts = [_split(leaf, spec) for leaf, spec in zip(leaves, flatten(self.specs), strict=True)]
+        return pack_as(self.specs, parts)
 
 
-def _split(leaf: Any, rank: int) -> Any:
-    if rank == 0:
+def _split(leaf: Any, spec: ArraySpec) -> Any:
+    if not spec.ragged_rank:
         return leaf
     if hasattr(leaf, "flat_values") and hasattr(leaf, "nested_row_splits"):  # of TensorFlow, or of mploader
         return (np.asarray(leaf.flat_values), *map(np.asarray, leaf.nested_row_splits))
     splits = []
-    for _ in range(rank):  # nested lists
+    for _ in range(spec.ragged_rank):  # nested lists
         rows = list(leaf)
         splits.append(np.cumsum([0, *map(len, rows)], dtype=np.int64))
         leaf = [value for row in rows for value in row]
-    return (np.asarray(leaf), *splits)
+    if not leaf:  # the sizes that a list without a value does not tell
+        leaf = np.empty((0, *[size or 0 for size in spec.shape[spec.ragged_rank + 1 :]]), spec.dtype)
+    return (leaf, *splits)
 
 
 def flatten_like(structure: Any, element: Any) -> list[Any]:
@@ -232,17 +261,20 @@ def flatten_like(structure: Any, element: Any) -> list[Any]:
     return [element]
 
 
-def _checksum(leaves: list[Any], checksum: int) -> int:
-    for leaf in flatten(tuple(leaves)):
-        if isinstance(leaf, str):
-            data = leaf.encode()
-        elif isinstance(leaf, bytes):
-            data = leaf
-        elif isinstance(leaf, np.ndarray) and not leaf.dtype.hasobject:
-            data = leaf.tobytes()
+def checksum_of(leaves: list[Any], checksum: int) -> int:
+    """Returns the checksum of a generator's elements so far, with those before in ``checksum``, and one more.
+
+    Args:
+        leaves: its components as they are written. Their dtypes, shapes and the lengths of strings count too.
+        checksum: 0 for the first element.
+    """
+    for leaf in leaves:
+        if isinstance(leaf, (bytes, str)) or leaf.dtype.kind in "OSU":
+            texts = texts_of(leaf)
+            header, data = f"{np.shape(leaf)}{[len(text) for text in texts]}", b"".join(texts)
         else:
-            data = repr(leaf).encode()
-        checksum = google_crc32c.extend(checksum, data)
+            header, data = f"{leaf.dtype.str}{leaf.shape}", leaf.tobytes()
+        checksum = google_crc32c.extend(google_crc32c.extend(checksum, header.encode()), data)
     return checksum
 
 

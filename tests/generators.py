@@ -87,3 +87,13 @@ def process_ids(length: int) -> Iterator[tuple[int, int]]:
 
 def has_tensorflow(shard: int) -> Iterator[bool]:
     yield "tensorflow" in sys.modules
+
+
+def given(elements: list[Any]) -> Iterator[Any]:
+    """The shard is the list of its elements."""
+    yield from elements
+
+
+def given_then_fails(elements: list[Any]) -> Iterator[Any]:
+    yield from elements
+    raise RuntimeError("no more")

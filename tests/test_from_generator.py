@@ -17,6 +17,7 @@ from tests.generators import (
     crashes,
     fails,
     forever,
+    given_then_fails,
     has_tensorflow,
     plain,
     process_ids,
@@ -58,6 +59,14 @@ def test_the_order_is_that_of_interleave_for_any_number_of_workers(cycle: int, b
         assert dataset.element_spec == SIGNATURE
         assert numbers(dataset) == expected
         assert numbers(dataset) == expected, "a second iteration calls every generator again"
+
+
+def test_without_cycle_length_the_order_does_not_depend_on_the_number_of_workers() -> None:
+    shards = [2, 0, 1] * 6
+    expected = numbers(reference(count_up, shards, SIGNATURE, 16, 1))
+    for workers in (1, 2, 3):
+        dataset = mploader.from_generator(count_up, shards=shards, output_signature=SIGNATURE, num_workers=workers)
+        assert numbers(dataset) == expected
 
 
 def test_unordered_gives_every_element_once() -> None:
@@ -106,6 +115,7 @@ def test_drop_remainder_leaves_out_the_short_batch_only() -> None:
     dataset = mploader.from_generator(
         count_up, shards=LENGTHS, output_signature=SIGNATURE, batch_size=4, drop_remainder=True, num_workers=2
     )
+    assert [spec.shape.as_list() for spec in dataset.element_spec] == [[4, 3], [4]], "what XLA compiles for"
     assert [len(labels) for _, labels in dataset] == [4] * 17
 
 
@@ -203,6 +213,48 @@ def test_a_generator_that_fails_names_shard_and_element() -> None:
     for _ in range(2):
         with pytest.raises(tf.errors.OpError, match=r"element 2 of generator\('a.csv'\).*RuntimeError: no more"):
             list(dataset)
+
+
+def until_error(dataset: tf.data.Dataset) -> list[Any]:
+    elements = []
+    with pytest.raises(tf.errors.OpError):  # noqa: PT012
+        for element in dataset:
+            elements.append(element.numpy().tolist())  # noqa: PERF401
+    return elements
+
+
+@pytest.mark.parametrize("fault", ["", "result unsent:*:KILL", "result sent:*:KILL"])
+@pytest.mark.parametrize("elements", [[], [1, 2], [1, 2, "three"], list(range(300))])
+def test_what_came_before_a_failure_is_delivered(
+    monkeypatch: pytest.MonkeyPatch, elements: list[Any], fault: str
+) -> None:
+    monkeypatch.setenv(faultpoints.VARIABLE, fault)
+    signature = tf.TensorSpec((), tf.int64)
+    dataset = mploader.from_generator(
+        given_then_fails, shards=[elements], output_signature=signature, num_workers=1, ordered=len(elements) != 2
+    )
+    theirs = tf.data.Dataset.from_generator(lambda: given_then_fails(elements), output_signature=signature)
+    assert until_error(dataset) == until_error(theirs)
+    assert until_error(dataset) == [], "the error stays"
+
+
+def test_whole_batches_before_a_failure_are_delivered() -> None:
+    signature = tf.TensorSpec((), tf.int64)
+    dataset = mploader.from_generator(
+        given_then_fails, shards=[[1, 2, 3, 4, 5]], output_signature=signature, num_workers=1, batch_size=2
+    )
+    assert until_error(dataset) == [[1, 2], [3, 4]]
+
+
+def test_an_element_that_fits_half_leaves_nothing_behind() -> None:
+    elements = [([1], 1), ([2, 2], 2), ([3], "three")]
+    signature = (tf.TensorSpec((None,), tf.int64), tf.TensorSpec((), tf.int64))
+    dataset = mploader.from_generator(given_then_fails, shards=[elements], output_signature=signature, num_workers=1)
+    found = []
+    with pytest.raises(tf.errors.OpError, match="element 2 of"):  # noqa: PT012
+        for values, number in dataset:
+            found.append((values.numpy().tolist(), int(number)))
+    assert found == elements[:2]
 
 
 @pytest.mark.parametrize("ordered", [True, False])

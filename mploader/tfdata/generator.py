@@ -27,6 +27,8 @@ from mploader.tfdata.dataset import PREFETCH, Sticky, tensor_spec
 
 BLOCK_BYTES = 2**20
 BLOCK_ELEMENTS = 256
+CYCLE_LENGTH = 16
+"""Shards that are merged at once if nobody says. The order depends on it, so it does not depend on the machine."""
 
 
 def from_generator(
@@ -65,7 +67,8 @@ def from_generator(
             unknown dimensions cannot be batched by a worker: the merged elements are batched as ``Dataset.batch`` does.
         drop_remainder: with ``batch_size``: leave out the last batch if it is not full.
         num_workers: processes. None: as many as CPUs that this process may use.
-        cycle_length: how many shards are merged at once. None: as many as workers.
+        cycle_length: how many shards are merged at once. None: all, but no more than 16, however many workers there
+            are. Each takes the memory of three blocks of elements, or batches.
         block_length: how many elements (batches) of a shard come in a row.
         ordered: False: whichever elements are ready first, in blocks; faster where shards differ much in speed.
         stall_timeout: seconds without progress before a worker is replaced.
@@ -79,20 +82,18 @@ def from_generator(
     """
     items, arguments = check_generator(generator, shards, args)
     workers = resources.usable_cpus() if num_workers is None else whole_number("num_workers", num_workers, 1)
-    cycle = workers if cycle_length is None else whole_number("cycle_length", cycle_length, 1)
+    cycle = whole_number("cycle_length", CYCLE_LENGTH if cycle_length is None else cycle_length, 1)
     whole_number("block_length", block_length, 1)
     if batch_size is not None:
         whole_number("batch_size", batch_size, 1)
     stall_timeout_s = seconds("stall_timeout", stall_timeout)
-    form = _Form(output_signature, batch_size)
+    form = _Form(output_signature, batch_size, drop_remainder)
     job = StreamJob(generator, items, arguments, form.is_batched, form.prepare)
     pool = GeneratorPool(job, form.layout, form.block_bytes, workers, min(len(items), max(cycle, workers) + 1),
                          stall_timeout_s)  # fmt: skip
     dataset = _merge(pool, form, cycle, block_length, ordered)
     if batch_size is not None and not form.is_batched:
         dataset = dataset.batch(batch_size, drop_remainder)
-    elif drop_remainder and batch_size is not None:
-        dataset = dataset.filter(lambda *batch: tf.shape(tf.nest.flatten(batch)[0])[0] == batch_size)
     options = tf.data.Options()
     options.deterministic = True
     options.experimental_optimization.inject_prefetch = False  # it has no bound, and would hold slots without end
@@ -105,16 +106,16 @@ def from_generator(
 class _Form:
     """How elements of a signature travel: in whole blocks where that is possible, batched or to be unbatched."""
 
-    def __init__(self, signature: Any, batch_size: int | None) -> None:
+    def __init__(self, signature: Any, batch_size: int | None, drop_remainder: bool) -> None:
         _check_signature(signature)
-        ranks = map_structure(lambda spec: spec.ragged_rank if isinstance(spec, tf.RaggedTensorSpec) else 0, signature)
+        components = map_structure(_array_spec, signature)
         self.signature = signature
-        self.ranks = ranks
-        self.prepare = SplitRagged(ranks) if any(flatten(ranks)) else None
-        specs = map_structure(_array_specs, signature)
-        fixed = all(spec.is_fixed or spec.is_string for spec in flatten(specs))
+        self.prepare = SplitRagged(components) if any(spec.ragged_rank for spec in flatten(components)) else None
+        specs = map_structure(_parts, signature)
+        fixed = all(None not in spec.shape for spec in flatten(specs))
         self.is_apart = not fixed
         self.is_batched = batch_size is not None and fixed
+        self.drops_remainder = self.is_batched and drop_remainder
         element_bytes = sum(
             spec.dtype.itemsize * int(np.prod([size or 1 for size in spec.shape], dtype=np.int64))
             for spec in flatten(specs)
@@ -125,7 +126,8 @@ class _Form:
         )
         self.block_bytes = self.layout.fixed_bytes + (0 if self.layout.is_fixed else BLOCK_BYTES)
         elements = map_structure(lambda codec: tensor_spec(codec.spec), self.layout.structure)
-        blocks = map_structure(lambda codec: tensor_spec(codec.batch_spec(None)), self.layout.structure)
+        size = batch_size if self.drops_remainder else None
+        blocks = map_structure(lambda codec: tensor_spec(codec.batch_spec(size)), self.layout.structure)
         self.stream_signature = elements if self.is_apart else blocks
 
     def unpack(self, blocks: Iterator[Any]) -> Iterator[Any]:
@@ -161,7 +163,7 @@ def _merge(pool: GeneratorPool, form: _Form, cycle: int, block_length: int, orde
         return Sticky(form.unpack(handle[int(number)].any_blocks()))
 
     def rests(number: Any) -> Iterator[Any]:
-        return _rebatch(handle[int(number)].rests(), form.layout.capacity)
+        return _rebatch(handle[int(number)].rests(), form.layout.capacity, form.drops_remainder)
 
     shards = len(pool.job.shards)
 
@@ -210,12 +212,13 @@ class _Handle:
         return self._passes[number]
 
 
-def _rebatch(rests: list[Any], batch_size: int) -> Iterator[Any]:
-    """Puts incomplete batches together to whole ones; only the last may be short."""
+def _rebatch(rests: list[Any], batch_size: int, drop_remainder: bool) -> Iterator[Any]:
+    """Puts incomplete batches together to whole ones; only the last may be short, and may be left out."""
     if not rests:
         return
     leaves = [np.concatenate(parts) for parts in zip(*map(flatten, rests), strict=True)]
-    for start in range(0, len(leaves[0]), batch_size):
+    stop = len(leaves[0]) // batch_size * batch_size if drop_remainder else len(leaves[0])
+    for start in range(0, stop, batch_size):
         yield pack_as(rests[0], [leaf[start : start + batch_size] for leaf in leaves])
 
 
@@ -229,19 +232,26 @@ def _check_signature(signature: Any) -> None:
             )
         if leaf.shape.rank is None:
             raise ArgumentError(f"output_signature has {leaf!r}: the rank must be known, use None for unknown sizes")
+        if isinstance(leaf, tf.RaggedTensorSpec) and not leaf.ragged_rank:
+            raise ArgumentError(f"output_signature has {leaf!r}: nothing of it is ragged, use tf.TensorSpec")
     if not leaves:
         raise ArgumentError("output_signature is empty")
 
 
-def _array_specs(spec: Any) -> Any:
-    """The arrays that a component of the signature travels as."""
-    shape = tuple(spec.shape)
+def _array_spec(spec: Any) -> ArraySpec:
     dtype = STRING if spec.dtype == tf.string else np.dtype(spec.dtype.as_numpy_dtype)
-    if isinstance(spec, tf.RaggedTensorSpec):
-        values = ArraySpec((None, *shape[spec.ragged_rank + 1 :]), dtype)
-        splits = np.dtype(spec.row_splits_dtype.as_numpy_dtype)
-        return (values, *[ArraySpec((None,), splits)] * spec.ragged_rank)
-    return ArraySpec(shape, dtype)
+    ragged_rank = spec.ragged_rank if isinstance(spec, tf.RaggedTensorSpec) else 0
+    return ArraySpec(tuple(spec.shape), dtype, ragged_rank)
+
+
+def _parts(spec: Any) -> Any:
+    """The arrays that a component of the signature travels as."""
+    component = _array_spec(spec)
+    if not component.ragged_rank:
+        return component
+    values = ArraySpec((None, *component.shape[component.ragged_rank + 1 :]), component.dtype)
+    splits = np.dtype(spec.row_splits_dtype.as_numpy_dtype)
+    return (values, *[ArraySpec((None,), splits)] * component.ragged_rank)
 
 
 def _codec(spec: ArraySpec) -> Codec:
