@@ -6,7 +6,6 @@ No TensorFlow here: :mod:`mploader.tfdata.generator` turns the blocks into a dat
 from __future__ import annotations
 
 import atexit
-import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +16,7 @@ from mploader import payload, resources
 from mploader.arena import TEXT_BYTES
 from mploader.batch import BatchLayout
 from mploader.errors import ResourceError
-from mploader.pool import Pool
+from mploader.pool import Delivery, Pool
 from mploader.spec import map_structure
 from mploader.statistics import Statistics
 from mploader.streams import StreamJob
@@ -36,7 +35,8 @@ class GeneratorPool:
         layout: how a block of elements lies in a slot.
         block_bytes: room for a block, in bytes; a larger one travels outside the slots.
         num_workers: how many processes.
-        window: how many streams are open at once, at least as many as the consumer merges.
+        window: how many streams are open at once whose generators have not ended, at least as many as the consumer
+            merges. Streams that have ended and wait for the consumer come on top, as many as there are slots.
         stall_timeout_s: seconds without progress before a worker is replaced.
 
     Raises:
@@ -68,6 +68,7 @@ class GeneratorPool:
                 f"half of the free memory, {allowed / 2**20:.0f} MiB, does not hold two blocks of "
                 f"{slot_bytes / 2**20:.1f} MiB; lower batch_size="
             )
+        self.most_ended = slots
         self._pool = Pool(job, num_workers, stall_timeout_s)
         self._finalizer = weakref.finalize(self, self._pool.request_stop)
         self._finalizer.atexit = False
@@ -104,58 +105,37 @@ class Pass:
     """
 
     def __init__(self, pool: GeneratorPool, processes: Pool) -> None:
-        self._lock = threading.RLock()  # a signal handler may come back while it is held
         self._owner = pool  # keeps the workers alive as long as somebody reads
         self._processes = processes
-        self._runs: dict[int, int] = {}
-        self._next_shard = 0
+        self._number = processes.open_pass(len(pool.job.shards), BLOCKS_AHEAD, pool.window, pool.most_ended)
         self._rests: dict[int, Any] = {}
         self._left_ns = 0
         """When the consumer has got its last block; streams are read in turn, so it is one consumer."""
         # The finalizer must not refer to the pass, and takes no lock.
-        self._finalizer = weakref.finalize(self, _give_up, processes, self._runs)
+        self._finalizer = weakref.finalize(self, processes.give_up_pass, self._number)
         self._finalizer.atexit = False
-        with self._lock:
-            self._open_ahead()
 
     def blocks(self, shard: int) -> Iterator[Any]:
         """Yields the blocks of one stream in order; with batches, only whole ones."""
-        with self._lock:
-            while shard >= self._next_shard:
-                self._open_next()
-            run = self._runs[shard]
+        run = self._processes.run_of(self._number, shard)
         position, is_last = 0, False
         while not is_last:
             result = self._processes.next_batch(run, position, self._left_ns)
             self._left_ns = result.got_ns
             position, is_last = position + 1, result.is_last
-            if is_last:
-                self._leave(shard)
-            if result.samples and not self._keep(shard, result.samples, result.batch):
+            if result.samples and not self._keep(result):
                 yield result.batch
             del result  # its slot must be free as soon as the consumer has dropped it
         self._processes.note_end(self._left_ns)
 
     def any_blocks(self) -> Iterator[Any]:
-        """Yields blocks of all streams, whichever is ready first; with batches, only whole ones."""
-        positions: dict[int, int] = {}
-        while True:
-            with self._lock:
-                self._open_ahead()
-                heads = {run: (shard, positions.get(shard, 0)) for shard, run in self._runs.items()}
-            if not heads:
-                self._processes.note_end(self._left_ns)
-                return
-            wanted = {run: position for run, (_, position) in heads.items()}
-            run, result = self._processes.next_of(wanted, self._left_ns)
+        """Yields blocks of all streams, whichever is ready first, of several in turn; with batches, only whole ones."""
+        while (result := self._processes.next_of_pass(self._number, self._left_ns)) is not None:
             self._left_ns = result.got_ns
-            shard, position = heads[run]
-            positions[shard] = position + 1
-            if result.is_last:
-                self._leave(shard)
-            if result.samples and not self._keep(shard, result.samples, result.batch):
+            if result.samples and not self._keep(result):
                 yield result.batch
             del result
+        self._processes.note_end(self._left_ns)
 
     def rests(self) -> list[Any]:
         """Returns the incomplete batches at the ends of the streams, in the order of the shards."""
@@ -165,29 +145,12 @@ class Pass:
         """Gives the rest of all streams up."""
         self._finalizer()
 
-    def _keep(self, shard: int, samples: int, block: Any) -> bool:
-        if not self._owner.job.is_batched or samples == self._owner.layout.capacity:
+    def _keep(self, result: Delivery) -> bool:
+        if not self._owner.job.is_batched or result.samples == self._owner.layout.capacity:
             return False
-        self._rests[shard] = map_structure(np.array, block)  # a copy: a rest may wait long, and a slot must not
+        # A copy: a rest may wait long, and a slot must not.
+        self._rests[result.stream] = map_structure(np.array, result.batch)
         return True
-
-    def _leave(self, shard: int) -> None:
-        with self._lock:
-            del self._runs[shard]
-            self._open_ahead()
-
-    def _open_ahead(self) -> None:
-        while len(self._runs) < self._owner.window and self._next_shard < len(self._owner.job.shards):
-            self._open_next()
-
-    def _open_next(self) -> None:
-        self._runs[self._next_shard] = self._processes.open_stream(self._next_shard, BLOCKS_AHEAD)
-        self._next_shard += 1
-
-
-def _give_up(processes: Pool, runs: dict[int, int]) -> None:
-    for run in list(runs.values()):
-        processes.give_up_run(run)
 
 
 _open_pools: weakref.WeakSet[GeneratorPool] = weakref.WeakSet()

@@ -11,6 +11,7 @@ import contextlib
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
@@ -68,6 +69,7 @@ class Ledger:
         self._error: LoaderError | None = None
         self._arena = arena
         self._closed_runs: SimpleQueue[int] = SimpleQueue()
+        self._closed_passes: SimpleQueue[int] = SimpleQueue()
         self._waking = threading.Lock()
         self._wake_file = open(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), "r+b", buffering=0)  # noqa: SIM115
 
@@ -95,20 +97,24 @@ class Ledger:
         self.description, self.to_describe = None, index
         self.wake()
 
-    def take(self, heads: dict[int, int]) -> tuple[int, Taken, Result]:
+    def take(self, heads: Callable[[Schedule], dict[int, int]]) -> tuple[int, Taken, Result] | None:
         """Waits for a batch and takes it out of the schedule.
 
         Args:
-            heads: the position that is wanted, by run. Whichever is ready first is taken.
+            heads: returns the position that is wanted, by run; asked again after every change. Whichever is ready first
+                is taken, and of several the one that comes first.
 
         Returns:
-            The run, and what was taken.
+            The run, and what was taken; None if nothing is wanted.
         """
         while True:
             self.check()
             self.collect()
             assert self.schedule is not None, "the slots are made before the first run"
-            for run, position in heads.items():
+            wanted = heads(self.schedule)
+            if not wanted:
+                return None
+            for run, position in wanted.items():
                 if not self.schedule.has_run(run):
                     raise ClosedError(f"run {run} is closed, or was read to its end")
                 taken = self.schedule.take(run, position)
@@ -137,12 +143,20 @@ class Ledger:
             while True:
                 self.schedule.close_run(self._closed_runs.get_nowait())
                 closed = True
+        with contextlib.suppress(Empty):
+            while True:
+                self.schedule.close_pass(self._closed_passes.get_nowait())
+                closed = True
         if closed:
             self.results = {task: result for task, result in self.results.items() if self.schedule.has_task(task)}
 
     def give_up_run(self, run: int) -> None:
         """Nobody wants the rest of a run. Takes no lock: finalizers call this, on any thread."""
         self._closed_runs.put(run)
+
+    def give_up_pass(self, number: int) -> None:
+        """Nobody wants the rest of a pass over streams. Takes no lock: finalizers call this, on any thread."""
+        self._closed_passes.put(number)
 
     def request_stop(self) -> None:
         """Asks the supervising thread to end. Takes no lock: finalizers call this, on any thread."""

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,7 @@ class Delivery:
         batch: the structure of arrays.
         samples: samples in it.
         reports: the bad samples that were dropped or replaced.
+        stream: the generator that it is from; -1 for batches of a plan.
         is_last: it is the last of its stream; always False for batches of a plan.
         got_ns: when it was handed over, on the monotonic clock.
     """
@@ -54,6 +56,7 @@ class Delivery:
     batch: Any
     samples: int
     reports: list[SampleReport]
+    stream: int
     is_last: bool
     got_ns: int
 
@@ -200,11 +203,25 @@ class Pool:
         """Nobody wants the rest of a run. Takes no lock: finalizers call this, on any thread."""
         self._ledger.give_up_run(run)
 
-    def open_stream(self, stream: int, limit: int) -> int:
-        """Opens a run over the output of a generator; see :meth:`Schedule.open_stream`."""
+    def open_pass(self, streams: int, limit: int, window: int, most_ended: int) -> int:
+        """Opens a pass over the output of generators; see :meth:`Schedule.open_pass`."""
         self.check_process()
         with self._ledger.lock:
-            run = self._open_schedule().open_stream(stream, limit)
+            number = self._open_schedule().open_pass(streams, limit, window, most_ended)
+            self._ledger.wake()
+            return number
+
+    def give_up_pass(self, number: int) -> None:
+        """Nobody wants the rest of a pass. Takes no lock: finalizers call this, on any thread."""
+        self._ledger.give_up_pass(number)
+
+    def run_of(self, number: int, stream: int) -> int:
+        """Returns the run over one stream of a pass; see :meth:`Schedule.run_of`."""
+        self.check_process()
+        with self._ledger.lock:
+            schedule = self._open_schedule()
+            _check_pass(schedule, number)
+            run = schedule.run_of(number, stream)
             self._ledger.wake()
             return run
 
@@ -222,24 +239,39 @@ class Pool:
         Raises:
             LoaderError: the batch cannot be made; every later call raises it again.
         """
-        return self.next_of({run: position}, left_ns)[1]
+        delivery = self._next(lambda _: {run: position}, left_ns)
+        assert delivery is not None, "a run wants its batch"
+        return delivery
 
-    def next_of(self, heads: dict[int, int], left_ns: int = 0) -> tuple[int, Delivery]:
-        """Waits for the first batch of several that is ready; as :meth:`next_batch`.
+    def next_of_pass(self, number: int, left_ns: int = 0) -> Delivery | None:
+        """Waits for the first batch of any stream of a pass; as :meth:`next_batch`.
 
-        Args:
-            heads: the position that is wanted, by run.
-            left_ns: see :meth:`next_batch`.
-
-        Returns:
-            The run that it belongs to, and the batch.
+        Of those that are ready, one of the stream that was served least recently comes first. None: all were delivered.
         """
+
+        def heads(schedule: Schedule) -> dict[int, int]:
+            _check_pass(schedule, number)
+            return schedule.heads(number)
+
+        return self._next(heads, left_ns)
+
+    def _next(self, heads: Callable[[Schedule], dict[int, int]], left_ns: int) -> Delivery | None:
         self.check_process()
         ledger, asked_ns = self._ledger, time.monotonic_ns()
+        wanted: dict[int, int] = {}
+
+        def note(schedule: Schedule) -> dict[int, int]:
+            nonlocal wanted
+            wanted = heads(schedule)
+            return wanted
+
         try:
             self._counters.asked(asked_ns, left_ns)
             with ledger.lock:
-                run, taken, result = ledger.take(heads)
+                found = ledger.take(note)
+                if found is None:
+                    return None
+                run, taken, result = found
                 taken_ns = time.monotonic_ns()
                 if result.error is not None:
                     ledger.fail(result.error)
@@ -255,18 +287,18 @@ class Pool:
                 raise
             got_ns = time.monotonic_ns()
             self._counters.delivered(
-                Handover(run, heads[run], result.samples, result.size, len(result.reports), taken.copy, left_ns,
+                Handover(run, wanted[run], result.samples, result.size, len(result.reports), taken.copy, left_ns,
                          asked_ns, taken_ns, got_ns),
                 slots,
             )  # fmt: skip
-            return run, Delivery(batch, result.samples, result.reports, result.is_last, got_ns)
+            return Delivery(batch, result.samples, result.reports, taken.stream, result.is_last, got_ns)
         except LoaderError:
             raise
         except BaseException as error:
             # Ctrl-C at this moment, say. A batch that is taken cannot be given again, and an epoch with a hole in it
             # must not look like one without.
             with ledger.lock:
-                if ledger.schedule is not None and any(map(ledger.schedule.is_delivered, heads, heads.values())):
+                if ledger.schedule is not None and any(map(ledger.schedule.is_delivered, wanted, wanted.values())):
                     ledger.fail(WorkerError(f"a batch was lost on its way to the consumer ({error!r})"))
             raise
         finally:
@@ -364,6 +396,11 @@ class Pool:
                 f"this loader belongs to process {self._owner_pid}, and this is its fork {os.getpid()}; "
                 "a loader does not survive a fork: make one in this process"
             )
+
+
+def _check_pass(schedule: Schedule, number: int) -> None:
+    if not schedule.has_pass(number):
+        raise ClosedError(f"pass {number} over the generators is closed")
 
 
 @atexit.register

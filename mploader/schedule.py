@@ -6,7 +6,7 @@ carries out what it says. So a test can drive it without a process, and search e
 A *run* is one pass over one epoch. Its *tasks* are its batches, known by their position. A *worker* here is one
 incarnation of a process: a replacement has another number. A *lease* lets one worker write one task into one slot.
 A run over a *stream*, the output of a generator, is bound to one worker, where the generator lives; its length is not
-known before the generator ends.
+known before the generator ends. The streams of a *pass* are opened one after the other, as others end.
 
 The states, and the events that move them, stand as tables in :mod:`mploader.states`.
 
@@ -21,6 +21,8 @@ Guarantees, each searched exhaustively in small worlds by ``tests/test_schedule_
   the consumer can never hold them all; beyond that a batch is to be copied out. A run has at most ``limit`` batches
   that are not delivered, so spilling is bounded. Workers that do not die may take even the reserved slots: whoever
   waits then is *starved*, until the consumer drops a batch or such a worker dies.
+* No stream begins behind another's batch while a worker may get free: it is bound to a worker that has nothing in
+  hand. While one is waited for, workers get no second lease, so that the first to finish takes it.
 """
 
 from __future__ import annotations
@@ -28,7 +30,19 @@ from __future__ import annotations
 import heapq
 import math
 
-from mploader.states import SLOT_MOVES, IllegalEventError, Lease, Lost, Run, Slot, SlotState, Taken, Task, TaskState
+from mploader.states import (
+    SLOT_MOVES,
+    IllegalEventError,
+    Lease,
+    Lost,
+    Run,
+    Slot,
+    SlotState,
+    StreamPass,
+    Taken,
+    Task,
+    TaskState,
+)
 
 MAX_ATTEMPTS = 3
 """How many workers may be lost with a task outside any sample, or to one sample or element, before it is given up."""
@@ -56,12 +70,14 @@ class Schedule:
         self._abandoned: dict[int, list[Lease]] = {}
         self._dying: set[int] = set()
         self._runs: dict[int, Run] = {}
+        self._passes: dict[int, StreamPass] = {}
         self._partings: list[tuple[int, int]] = []
         self.is_ahead_held = False
         """Nothing of unclaimed runs is leased. For the time in which a sample is suspect: it may be in hand in one
         epoch only, or it would kill further workers while it is being judged."""
         self._next_task = 0
         self._next_run = 0
+        self._next_pass = 0
 
     # Runs
 
@@ -87,6 +103,49 @@ class Schedule:
         self._next_run += 1
         self._runs[run] = Run(0, math.inf, True, limit, frontier=0, stream=stream)
         return run
+
+    def open_pass(self, streams: int, limit: int, window: int, most_ended: int) -> int:
+        """Opens a pass over streams, numbered from 0, and returns its number.
+
+        Args:
+            streams: how many.
+            limit: how many batches of each may be made ahead of the consumer, at least 1.
+            window: how many are open at once whose generators have not ended, beyond those that are asked for.
+            most_ended: how many of those that have ended may wait for the consumer before no more are opened ahead;
+                bounds what is made ahead, and is at least 1.
+        """
+        number = self._next_pass
+        self._next_pass += 1
+        self._passes[number] = StreamPass(streams, limit, window, most_ended)
+        self._open_ahead(self._passes[number])
+        return number
+
+    def run_of(self, number: int, stream: int) -> int:
+        """Returns the run over one stream of a pass; opens it, and those before it, if that is still to be done."""
+        found = self._pass(number)
+        while found.opened <= stream:
+            self._open_next(found)
+        for run, other in found.runs.items():
+            if other == stream:
+                return run
+        raise IllegalEventError(f"stream {stream} of pass {number} was delivered before")
+
+    def heads(self, number: int) -> dict[int, int]:
+        """Returns the next position of each open run of a pass; the run that was served least recently comes first.
+
+        Empty if everything was delivered.
+        """
+        return {run: self._runs[run].delivered for run in self._pass(number).runs}
+
+    def has_pass(self, number: int) -> bool:
+        """Whether the pass is open."""
+        return number in self._passes
+
+    def close_pass(self, number: int) -> None:
+        """Forgets a pass and its runs."""
+        closed = self._passes.pop(number, None)
+        for run in () if closed is None else closed.runs:
+            self.close_run(run)
 
     def claim(self, run: int) -> None:
         """Somebody asks for the batches of ``run`` from now on."""
@@ -163,10 +222,13 @@ class Schedule:
 
     def lease(self) -> Lease | None:
         """Leases the task that is needed most to the worker with the least to do; None if there is nothing to do."""
+        backlog = self._backlog
         for run_number, position in self._needs():
             run = self._runs[run_number]
-            worker = self._worker_for(run)
+            worker = self._worker_for(run, backlog)
             if worker is None:
+                if run.is_unbound and position in run.waiting:
+                    backlog = 1  # the first worker to finish takes it
                 continue  # a stream may have to wait for its own worker while others are idle
             slot, spilled = self._find_slot(waited=position in run.waiting)
             if slot is None:
@@ -222,6 +284,8 @@ class Schedule:
             run.checksum = checksum
             if is_last:
                 self._end_stream(found.run, found.position + 1)
+                if run.part_of is not None:
+                    self._open_ahead(run.part_of)
         return True
 
     def failed(self, lease: Lease) -> bool:
@@ -241,17 +305,15 @@ class Schedule:
         del self._tasks[task.number], current.tasks[position]
         current.waiting.discard(position)
         current.delivered += 1
-        if current.delivered == current.length:
-            del self._runs[run]
-            self._part(run, current)
+        self._served(run, current)
         if task.state is TaskState.FAILED:
-            return Taken(task.number, failed=True)
+            return Taken(task.number, failed=True, stream=current.stream)
         if task.slot < 0:
-            return Taken(task.number, failed=False)
+            return Taken(task.number, failed=False, stream=current.stream)
         away = self.count(SlotState.LENT) + self.count(SlotState.QUARANTINED)
         copy = away >= len(self._slots) - self._reserved
         self._move_slot(task.slot, "take", task.number)
-        return Taken(task.number, False, task.slot, self._slots[task.slot].generation, copy)
+        return Taken(task.number, False, task.slot, self._slots[task.slot].generation, copy, current.stream)
 
     def release(self, slot: int, generation: int) -> None:
         """Nothing refers to a lent slot any more."""
@@ -317,6 +379,7 @@ class Schedule:
                  tuple(sorted(run.waiting)), run.delivered, run.stream, run.worker, run.drawn, run.checksum, run.first)
                 for number, run in self._runs.items()
             ),
+            tuple((number, found.opened, tuple(found.runs)) for number, found in self._passes.items()),
         )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -329,6 +392,37 @@ class Schedule:
         if run not in self._runs:
             raise IllegalEventError(f"run {run} is not open")
         return self._runs[run]
+
+    def _pass(self, number: int) -> StreamPass:
+        if number not in self._passes:
+            raise IllegalEventError(f"pass {number} is not open")
+        return self._passes[number]
+
+    def _open_ahead(self, found: StreamPass) -> None:
+        """Opens streams of a pass, as many as it may have open before they are asked for."""
+        while found.opened < found.streams:
+            ended = sum(self._runs[run].length < math.inf for run in found.runs)
+            if ended >= found.most_ended or len(found.runs) - ended >= found.window:
+                return
+            self._open_next(found)
+
+    def _open_next(self, found: StreamPass) -> None:
+        run = self.open_stream(found.opened, found.limit)
+        self._runs[run].part_of = found
+        found.runs[run] = found.opened
+        found.opened += 1
+
+    def _served(self, number: int, run: Run) -> None:
+        """A batch of a run was delivered."""
+        if run.part_of is not None:
+            run.part_of.runs[number] = run.part_of.runs.pop(number)
+        if run.delivered < run.length:
+            return
+        del self._runs[number]
+        self._part(number, run)
+        if run.part_of is not None:
+            del run.part_of.runs[number]
+            self._open_ahead(run.part_of)
 
     def _move_slot(self, slot: int, event: str, task: int = -1) -> None:
         found = self._slots[slot]
@@ -347,24 +441,28 @@ class Schedule:
     def _needs(self) -> list[tuple[int, int]]:
         """The run and position that each run needs next, the most urgent first.
 
-        A position that a consumer waits for comes first. Then the claimed run with the fewest batches under way or
-        ready, so that runs side by side share the slots evenly. Then what is made ahead of time.
+        A position that a consumer waits for comes first, of a stream that has no worker before others, or it might
+        never find one free. Then the claimed run with the fewest batches under way or ready, so that runs side by side
+        share the slots evenly. Then what is made ahead of time.
         """
         ranked = []
         for number, run in self._runs.items():
             position = run.next_pending()
             if position is not None and (run.claimed or not self.is_ahead_held):
-                under_way = len(run.tasks) - len(run.pending)
-                ranked.append(((position not in run.waiting, not run.claimed, under_way, number), (number, position)))
+                is_waited, under_way = position in run.waiting, len(run.tasks) - len(run.pending)
+                rank = (not is_waited, not run.claimed, is_waited and not run.is_unbound, under_way, number)
+                ranked.append((rank, (number, position)))
         return [need for _, need in sorted(ranked)]
 
-    def _worker_for(self, run: Run) -> int | None:
-        """The worker that can take a task of this run now."""
+    def _worker_for(self, run: Run, backlog: int) -> int | None:
+        """The worker that can take a task of this run now, where none is to hold more than ``backlog`` leases."""
         worker = run.worker
+        if run.is_unbound:
+            backlog = 1  # its generator stays where it begins: behind another's batch it would wait while others idle
         if worker is None:
             fit = self._workers.keys() - self._dying
             worker = min(fit, key=lambda number: (len(self._workers[number]), number), default=None)
-        if worker is None or worker in self._dying or len(self._workers[worker]) >= self._backlog:
+        if worker is None or worker in self._dying or len(self._workers[worker]) >= backlog:
             return None
         return worker
 

@@ -97,6 +97,7 @@ class Taken:
         failed: the batch could not be made; there is no slot.
         slot: where it lies; the slot stays lent until :meth:`Schedule.release`. -1: in memory of the trainer.
         copy: too many slots are lent or quarantined already: copy the batch out and release the slot at once.
+        stream: the generator that it is from; -1 for a batch of the plan.
     """
 
     task: int
@@ -104,6 +105,7 @@ class Taken:
     slot: int = -1
     generation: int = -1
     copy: bool = False
+    stream: int = -1
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,23 @@ class Slot:
 
 
 @dataclass
+class StreamPass:
+    """One pass over the outputs of many generators, which are opened in their order."""
+
+    streams: int
+    """How many there are."""
+    limit: int
+    """Of each: see :attr:`Run.limit`."""
+    window: int
+    """So many are opened ahead whose generators have not ended."""
+    most_ended: int
+    """So many may be left undelivered whose generators have ended, before no more are opened ahead."""
+    opened: int = 0
+    runs: dict[int, int] = field(default_factory=dict)
+    """The stream of each open run; the one that was delivered from least recently first."""
+
+
+@dataclass
 class Run:
     """One pass over an epoch, or over the output of one generator."""
 
@@ -171,6 +190,12 @@ class Run:
     """Of a stream: the checksum of these elements."""
     first: int = 0
     """See :attr:`Lease.first`."""
+    part_of: StreamPass | None = None
+
+    @property
+    def is_unbound(self) -> bool:
+        """Whether it is a stream whose generator lives nowhere: not yet, or not any more."""
+        return self.stream >= 0 and self.worker is None
 
     def next_pending(self) -> int | None:
         """The position to make next; None if there is none, or enough are under way."""

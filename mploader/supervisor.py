@@ -386,7 +386,8 @@ class Supervisor:
         self._made(message.task)
         if schedule.has_task(message.task):
             self._ledger.results[message.task] = result
-            if schedule.is_waited_for(message.task):
+            # Behind a stream that has ended another may be open, which a consumer that takes any does not know of.
+            if result.is_last or schedule.is_waited_for(message.task):
                 self._ledger.changed.notify_all()
         return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pathlib
 import sys
 import time
 from collections.abc import Iterator
@@ -97,3 +98,25 @@ def given(elements: list[Any]) -> Iterator[Any]:
 def given_then_fails(elements: list[Any]) -> Iterator[Any]:
     yield from elements
     raise RuntimeError("no more")
+
+
+def same(shard: int) -> Iterator[int]:
+    return itertools.repeat(shard)
+
+
+def log_of_shards(shard: tuple[str, int, tuple[str, ...]], folder: str) -> Iterator[int]:
+    """The shard is (its own name, how many elements, the shards that must be opened before it goes on)."""
+    name, count, others = shard
+    pathlib.Path(folder, name).touch()
+    for number in range(count):
+        for other in others:
+            wait_for(pathlib.Path(folder, other))
+        yield number
+
+
+def wait_for(path: pathlib.Path) -> None:
+    deadline = time.monotonic() + 20
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{path.name} was never opened")
+        time.sleep(0.005)

@@ -298,7 +298,7 @@ def test_a_generator_without_end_and_more_workers_than_shards() -> None:
         assert [int(value) for value in dataset.take(6)] == [0, 100, 1, 101, 2, 102]
 
 
-def test_no_worker_is_idle_while_a_shard_is_unopened() -> None:
+def test_a_generator_stays_in_one_worker_and_none_gets_all() -> None:
     signature = (tf.TensorSpec((), tf.int64), tf.TensorSpec((), tf.int64))
     dataset = mploader.from_generator(
         process_ids, shards=[300] + [3] * 20, output_signature=signature, num_workers=2, cycle_length=2
@@ -307,7 +307,7 @@ def test_no_worker_is_idle_while_a_shard_is_unopened() -> None:
     assert len(elements) == 360
     assert len({pid for _, pid in elements}) == 2
     long = {pid for number, pid in elements if number >= 3}
-    assert len(long) == 1, "a generator stays in one worker"
+    assert len(long) == 1
 
 
 def test_workers_do_not_import_tensorflow() -> None:
