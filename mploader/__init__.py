@@ -16,7 +16,7 @@ The way of a batch, one module a step; read them in this order::
     worker       the child's loop: receive, fill, report
     process      starts, watches and ends one worker
     schedule     who owns which task and which slot: a state machine without I/O
-    supervisor   the one thread that talks to workers
+    supervisor   the one thread that talks to workers (with intake: what they say; losses: how they end)
     pool         what the loader sees of all that
     loader       the object that users hold
     tfdata       the hand-off to TensorFlow

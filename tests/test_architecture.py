@@ -23,7 +23,7 @@ ROWS = [
     ["stages", "streams", "worker"],
     ["orphan", "process", "states", "schedule", "blame"],
     ["consumers", "statistics", "explain", "trace"],
-    ["ledger", "supervisor", "pool"],
+    ["ledger", "crew", "intake", "losses", "supervisor", "pool"],
     ["run", "loader", "generators"],
     ["tfdata"],
     ["pictures", "bench", "show", "verify", "testing"],

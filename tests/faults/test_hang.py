@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mploader import Loader, StallError, supervisor, testing
+from mploader import Loader, StallError, losses, testing
 from mploader.pool import Pool
 from tests.faults import work
 
@@ -125,7 +125,7 @@ def test_workers_that_hang_before_they_can_print_stacks_are_an_error(
     interpreter = tmp_path / "python"
     interpreter.write_text("#!/bin/sh\necho the disk is gone >&2; exec sleep 1000\n")
     interpreter.chmod(0o755)
-    monkeypatch.setattr(supervisor, "START_TIMEOUT_S", 0.4)
+    monkeypatch.setattr(losses, "START_TIMEOUT_S", 0.4)
     before = spawn.get_executable()
     spawn.set_executable(str(interpreter))
     try:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import mploader
-from mploader import blame, supervisor
+from mploader import blame, losses
 from mploader.arena import Arena
 from mploader.ledger import Ledger
 from mploader.testing import faults
@@ -60,7 +60,7 @@ def test_an_error_in_the_supervising_thread_reaches_the_consumer(monkeypatch: py
         def fail(*_: Any) -> None:
             raise RuntimeError("a fault of mploader itself")
 
-        monkeypatch.setattr(supervisor.Supervisor, "_watch_progress", fail)
+        monkeypatch.setattr(losses.Losses, "watch", fail)
         with pytest.raises(mploader.WorkerError, match=r"(?s)please report this.*a fault of mploader itself"):
             read(run)
         with pytest.raises(mploader.WorkerError, match="please report this"):

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-from mploader import Loader, StallError, process, supervisor
+from mploader import Loader, StallError, losses, process
 from mploader.testing import faults
 from tests.faults.streams import make_loader, plain, read
 
@@ -18,7 +18,7 @@ from tests.faults.streams import make_loader, plain, read
 @pytest.fixture
 def let_die(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """Makes workers immortal, until the function is called."""
-    monkeypatch.setattr(supervisor, "UNKILLABLE_S", 0.3)
+    monkeypatch.setattr(losses, "UNKILLABLE_S", 0.3)
     kill, spared = process.WorkerProcess.kill, set[int]()
 
     def ignored(self: process.WorkerProcess) -> None:
