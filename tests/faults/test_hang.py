@@ -135,14 +135,17 @@ def test_workers_that_hang_before_they_can_print_stacks_are_an_error(
         spawn.set_executable(before)
 
 
-def test_a_stall_shows_the_stacks_of_workers_that_were_replaced_before() -> None:
+def test_a_stall_shows_the_stacks_of_workers_that_were_replaced_before(tmp_path: pathlib.Path) -> None:
+    begin = tmp_path / "begin"
+
     def transform(sample: int) -> int:
-        while sample == 1:
-            first_hang()
-        while sample == 7:
-            second_hang()
-        if sample in (4, 5, 6):
-            time.sleep(0.3)
+        if begin.exists():
+            while sample == 1:
+                first_hang()
+            if sample == 2:
+                time.sleep(0.6)
+            while sample == 3:
+                second_hang()
         return sample
 
     def first_hang() -> None:
@@ -151,11 +154,13 @@ def test_a_stall_shows_the_stacks_of_workers_that_were_replaced_before() -> None
     def second_hang() -> None:
         time.sleep(1)
 
-    with (
-        Loader(range(64), transform, batch_size=4, num_workers=2, stall_timeout=1) as loader,
-        pytest.raises(StallError, match=r"(?s)in first_hang.*in second_hang|in second_hang.*in first_hang"),
-    ):
-        list(loader)
+    with Loader(range(4), transform, batch_size=2, num_workers=2, stall_timeout=1) as loader:
+        while not all(worker.batches for worker in loader.statistics().workers):
+            list(loader)
+        begin.touch()  # two idle workers take the two batches of an epoch
+        with pytest.raises(StallError, match=r"(?s)in first_hang.*in second_hang|in second_hang.*in first_hang"):
+            for _ in range(5):
+                list(loader)
 
 
 def test_slow_storage_is_no_stall() -> None:
