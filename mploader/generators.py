@@ -24,6 +24,8 @@ from mploader.streams import StreamJob
 BLOCKS_AHEAD = 2
 """Blocks that each stream may have ready: one is consumed from while the other is made."""
 MIN_SLOT_BYTES = 2**18
+AHEAD_BYTES = 2**24
+"""Slots are made for so many bytes at least, so that short streams can be made ahead behind a long one."""
 MEMORY_SHARE = 0.5
 
 
@@ -35,8 +37,8 @@ class GeneratorPool:
         layout: how a block of elements lies in a slot.
         block_bytes: room for a block, in bytes; a larger one travels outside the slots.
         num_workers: how many processes.
-        window: how many streams are open at once whose generators have not ended, at least as many as the consumer
-            merges. Streams that have ended and wait for the consumer come on top, as many as there are slots.
+        window: how many streams are opened ahead whose generators have not ended, at least as many as the consumer
+            merges. While the consumer waits, streams that keep no worker busy do not count, as many as the slots hold.
         stall_timeout_s: seconds without progress before a worker is replaced.
 
     Raises:
@@ -60,7 +62,7 @@ class GeneratorPool:
         self.layout = layout
         self.window = window
         slot_bytes = max(block_bytes, MIN_SLOT_BYTES) + TEXT_BYTES
-        slots = (BLOCKS_AHEAD + 1) * window + 2 * num_workers
+        slots = max((BLOCKS_AHEAD + 1) * window + 2 * num_workers, AHEAD_BYTES // slot_bytes)
         allowed = int(resources.available_memory() * MEMORY_SHARE)
         slots = min(slots, allowed // slot_bytes)
         if slots < 2:
@@ -68,7 +70,7 @@ class GeneratorPool:
                 f"half of the free memory, {allowed / 2**20:.0f} MiB, does not hold two blocks of "
                 f"{slot_bytes / 2**20:.1f} MiB; lower batch_size="
             )
-        self.most_ended = slots
+        self.most_made = slots // BLOCKS_AHEAD  # all their blocks fit
         self._pool = Pool(job, num_workers, stall_timeout_s)
         self._finalizer = weakref.finalize(self, self._pool.request_stop)
         self._finalizer.atexit = False
@@ -107,7 +109,7 @@ class Pass:
     def __init__(self, pool: GeneratorPool, processes: Pool) -> None:
         self._owner = pool  # keeps the workers alive as long as somebody reads
         self._processes = processes
-        self._number = processes.open_pass(len(pool.job.shards), BLOCKS_AHEAD, pool.window, pool.most_ended)
+        self._number = processes.open_pass(len(pool.job.shards), BLOCKS_AHEAD, pool.window, pool.most_made)
         self._rests: dict[int, Any] = {}
         self._left_ns = 0
         """When the consumer has got its last block; streams are read in turn, so it is one consumer."""

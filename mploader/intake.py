@@ -88,8 +88,7 @@ class Intake:
         self._crew.made(message.task)
         if schedule.has_task(message.task):
             self._crew.ledger.results[message.task] = result
-            # Behind a stream that has ended another may be open, which a consumer that takes any does not know of.
-            if result.is_last or schedule.is_waited_for(message.task):
+            if schedule.is_waited_for(message.task):
                 self._crew.ledger.changed.notify_all()
         return True
 

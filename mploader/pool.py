@@ -203,11 +203,11 @@ class Pool:
         """Nobody wants the rest of a run. Takes no lock: finalizers call this, on any thread."""
         self._ledger.give_up_run(run)
 
-    def open_pass(self, streams: int, limit: int, window: int, most_ended: int) -> int:
+    def open_pass(self, streams: int, limit: int, window: int, most_made: int) -> int:
         """Opens a pass over the output of generators; see :meth:`Schedule.open_pass`."""
         self.check_process()
         with self._ledger.lock:
-            number = self._open_schedule().open_pass(streams, limit, window, most_ended)
+            number = self._open_schedule().open_pass(streams, limit, window, most_made)
             self._ledger.wake()
             return number
 

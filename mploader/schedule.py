@@ -6,7 +6,7 @@ carries out what it says. So a test can drive it without a process, and search e
 A *run* is one pass over one epoch. Its *tasks* are its batches, known by their position. A *worker* here is one
 incarnation of a process: a replacement has another number. A *lease* lets one worker write one task into one slot.
 A run over a *stream*, the output of a generator, is bound to one worker, where the generator lives; its length is not
-known before the generator ends. The streams of a *pass* are opened one after the other, as others end.
+known before the generator ends. The streams of a *pass* are opened one after the other.
 
 The states, and the events that move them, stand as tables in :mod:`mploader.states`.
 
@@ -104,20 +104,20 @@ class Schedule:
         self._runs[run] = Run(0, math.inf, True, limit, frontier=0, stream=stream)
         return run
 
-    def open_pass(self, streams: int, limit: int, window: int, most_ended: int) -> int:
+    def open_pass(self, streams: int, limit: int, window: int, most_made: int) -> int:
         """Opens a pass over streams, numbered from 0, and returns its number.
 
         Args:
             streams: how many.
             limit: how many batches of each may be made ahead of the consumer, at least 1.
-            window: how many are open at once whose generators have not ended, beyond those that are asked for.
-            most_ended: how many of those that have ended may wait for the consumer before no more are opened ahead;
-                bounds what is made ahead, and is at least 1.
+            window: how many are opened ahead of the consumer whose generators have not ended. While it waits, those do
+                not count of which ``limit`` batches are made or being made: they keep no worker busy.
+            most_made: how many of those that do not count may be open before no more are opened ahead, at least 1;
+                bounds what is made ahead.
         """
         number = self._next_pass
         self._next_pass += 1
-        self._passes[number] = StreamPass(streams, limit, window, most_ended)
-        self._open_ahead(self._passes[number])
+        self._passes[number] = StreamPass(streams, limit, window, most_made)
         return number
 
     def run_of(self, number: int, stream: int) -> int:
@@ -131,11 +131,14 @@ class Schedule:
         raise IllegalEventError(f"stream {stream} of pass {number} was delivered before")
 
     def heads(self, number: int) -> dict[int, int]:
-        """Returns the next position of each open run of a pass; the run that was served least recently comes first.
+        """Opens what may be open of a pass, for a consumer that takes any, and returns the next position of each run.
 
-        Empty if everything was delivered.
+        The run that was served least recently comes first. Empty if everything was delivered.
         """
-        return {run: self._runs[run].delivered for run in self._pass(number).runs}
+        found = self._pass(number)
+        found.takes_any = True
+        self._open_ahead(found)
+        return {run: self._runs[run].delivered for run in found.runs}
 
     def has_pass(self, number: int) -> bool:
         """Whether the pass is open."""
@@ -222,6 +225,8 @@ class Schedule:
 
     def lease(self) -> Lease | None:
         """Leases the task that is needed most to the worker with the least to do; None if there is nothing to do."""
+        for found in self._passes.values():
+            self._open_ahead(found)
         backlog = self._backlog
         for run_number, position in self._needs():
             run = self._runs[run_number]
@@ -284,8 +289,6 @@ class Schedule:
             run.checksum = checksum
             if is_last:
                 self._end_stream(found.run, found.position + 1)
-                if run.part_of is not None:
-                    self._open_ahead(run.part_of)
         return True
 
     def failed(self, lease: Lease) -> bool:
@@ -343,7 +346,10 @@ class Schedule:
     def is_waited_for(self, task: int) -> bool:
         """Whether a consumer waits for this task right now."""
         found = self._tasks.get(task)
-        return found is not None and found.position in self._runs[found.run].waiting
+        if found is None:
+            return False
+        run = self._runs[found.run]
+        return found.position in run.waiting or (run.part_of is not None and run.part_of.takes_any)
 
     @property
     def is_starved(self) -> bool:
@@ -379,7 +385,7 @@ class Schedule:
                  tuple(sorted(run.waiting)), run.delivered, run.stream, run.worker, run.drawn, run.checksum, run.first)
                 for number, run in self._runs.items()
             ),
-            tuple((number, found.opened, tuple(found.runs)) for number, found in self._passes.items()),
+            tuple((number, found.opened, found.takes_any, tuple(found.runs)) for number, found in self._passes.items()),
         )  # fmt: skip
 
     def __repr__(self) -> str:
@@ -401,8 +407,12 @@ class Schedule:
     def _open_ahead(self, found: StreamPass) -> None:
         """Opens streams of a pass, as many as it may have open before they are asked for."""
         while found.opened < found.streams:
-            ended = sum(self._runs[run].length < math.inf for run in found.runs)
-            if ended >= found.most_ended or len(found.runs) - ended >= found.window:
+            runs = [self._runs[run] for run in found.runs]
+            if any(run.waiting for run in runs):
+                counted = sum(run.next_pending() is not None for run in runs)
+            else:  # the workers are ahead of the consumer: no generator more than needed is kept open
+                counted = sum(run.length == math.inf for run in runs)
+            if counted >= found.window or len(runs) - counted >= found.most_made:
                 return
             self._open_next(found)
 
@@ -422,7 +432,6 @@ class Schedule:
         self._part(number, run)
         if run.part_of is not None:
             del run.part_of.runs[number]
-            self._open_ahead(run.part_of)
 
     def _move_slot(self, slot: int, event: str, task: int = -1) -> None:
         found = self._slots[slot]

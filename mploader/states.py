@@ -156,9 +156,11 @@ class StreamPass:
     """Of each: see :attr:`Run.limit`."""
     window: int
     """So many are opened ahead whose generators have not ended."""
-    most_ended: int
-    """So many may be left undelivered whose generators have ended, before no more are opened ahead."""
+    most_made: int
+    """So many may be open besides, of which all is made that may be, before no more are opened ahead."""
     opened: int = 0
+    takes_any: bool = False
+    """Its consumer takes whichever is ready, also of streams that are opened while it waits."""
     runs: dict[int, int] = field(default_factory=dict)
     """The stream of each open run; the one that was delivered from least recently first."""
 

@@ -48,7 +48,7 @@ def streams_and_workers(leases: list[Lease]) -> list[tuple[int, int]]:
 
 def test_of_ready_streams_the_one_served_least_recently_comes_first() -> None:
     schedule = started(workers=1)
-    number = schedule.open_pass(3, limit=2, window=3, most_ended=1)
+    number = schedule.open_pass(3, limit=2, window=3, most_made=1)
     served = []
     for _ in range(9):
         while leases := lease_all(schedule):
@@ -64,7 +64,7 @@ def test_of_ready_streams_the_one_served_least_recently_comes_first() -> None:
 
 def test_a_stream_begins_in_a_worker_with_nothing_in_hand() -> None:
     schedule = started()
-    schedule.open_pass(3, limit=2, window=3, most_ended=1)
+    schedule.open_pass(3, limit=2, window=3, most_made=1)
     first = lease_all(schedule)
     assert streams_and_workers(first) == [(0, 0), (1, 1), (0, 0), (1, 1)], "stream 2 waits for a worker"
     for lease in (first[1], first[3]):
@@ -74,7 +74,7 @@ def test_a_stream_begins_in_a_worker_with_nothing_in_hand() -> None:
 
 def test_no_worker_gets_a_second_lease_while_a_stream_is_waited_for() -> None:
     schedule = started(workers=1)
-    number = schedule.open_pass(2, limit=4, window=2, most_ended=1)
+    number = schedule.open_pass(2, limit=4, window=2, most_made=1)
     (first, second) = lease_all(schedule)
     assert schedule.take(schedule.run_of(number, 1), 0) is None
     draw(schedule, first)
@@ -85,7 +85,7 @@ def test_no_worker_gets_a_second_lease_while_a_stream_is_waited_for() -> None:
 
 def test_streams_that_have_ended_make_room_for_others_up_to_a_limit() -> None:
     schedule = started(workers=1)
-    number = schedule.open_pass(9, limit=1, window=2, most_ended=3)
+    number = schedule.open_pass(9, limit=1, window=2, most_made=3)
     assert len(schedule.heads(number)) == 2
     ended = 0
     while leases := lease_all(schedule):
@@ -101,9 +101,26 @@ def test_streams_that_have_ended_make_room_for_others_up_to_a_limit() -> None:
     assert len(schedule.heads(number)) == 4, "two that have ended, two to go on with"
 
 
+def test_streams_that_keep_no_worker_busy_make_room_only_while_the_consumer_waits() -> None:
+    schedule = started(workers=1)
+    number = schedule.open_pass(9, limit=1, window=2, most_made=3)
+    (lease,) = lease_all(schedule)
+    draw(schedule, lease)
+    (lease,) = lease_all(schedule)
+    draw(schedule, lease)
+    assert lease_all(schedule) == [], "both have made what they may, and nobody waits"
+    run = schedule.run_of(number, 0)
+    assert schedule.take(run, 0) is not None
+    assert schedule.take(run, 1) is None
+    assert [lease.stream for lease in lease_all(schedule)] == [0]
+    (lease,) = schedule.leases(0)
+    schedule.worker_ready(1)
+    assert [lease.stream for lease in lease_all(schedule)] == [2]
+
+
 def test_a_stream_that_is_asked_for_is_opened_and_a_delivered_one_is_not_opened_again() -> None:
     schedule = started()
-    number = schedule.open_pass(6, limit=1, window=1, most_ended=1)
+    number = schedule.open_pass(6, limit=1, window=1, most_made=1)
     run = schedule.run_of(number, 3)
     assert schedule.run_of(number, 3) == run
     assert len(schedule.heads(number)) == 4
@@ -117,7 +134,7 @@ def test_a_stream_that_is_asked_for_is_opened_and_a_delivered_one_is_not_opened_
 
 def test_a_closed_pass_leaves_nothing() -> None:
     schedule = started(slots=4)
-    number = schedule.open_pass(6, limit=2, window=3, most_ended=1)
+    number = schedule.open_pass(6, limit=2, window=3, most_made=1)
     leases = lease_all(schedule)
     draw(schedule, leases[0])
     schedule.close_pass(number)
@@ -137,7 +154,7 @@ class World:
         self.lengths = lengths
         self.kills = kills
         self.inboxes: dict[int, deque[Lease]] = {0: deque(), 1: deque()}
-        self.number = self.schedule.open_pass(len(lengths), limit=2, window=2, most_ended=1)
+        self.number = self.schedule.open_pass(len(lengths), limit=2, window=2, most_made=1)
         self.open = [0, 1]
         self.ever_open = {0, 1}
         self.turn = 0
@@ -240,13 +257,15 @@ def test_a_slow_consumer_that_takes_any_gets_all_streams_in_turn() -> None:
     pool.close()
 
 
-def test_no_worker_is_idle_while_a_shard_is_unopened_behind_short_ones(tmp_path: pathlib.Path) -> None:
-    # The long one goes on when the last short one was opened. The consumer wants the long one first.
-    shards = [("long", 1, ("short 7",)), *[(f"short {number}", 2, ()) for number in range(8)]]
+@pytest.mark.parametrize("count", [2, 8])
+def test_no_worker_is_idle_while_a_shard_is_unopened_behind_short_ones(count: int, tmp_path: pathlib.Path) -> None:
+    # The long one goes on when the last short one was opened. The consumer wants the long one first. Of 8 elements two
+    # blocks are made, and nobody knows yet that there are no more.
+    shards = [("long", 1, ("short 7",)), *[(f"short {number}", count, ()) for number in range(8)]]
     pool = open_pool(log_of_shards, shards, (str(tmp_path),), window=3)
     run = pool.open_pass()
     counts = [sum(len(block) for block in run.blocks(shard)) for shard in range(len(shards))]
-    assert counts == [1, *[2] * 8]
+    assert counts == [1, *[count] * 8]
     pool.close()
 
 
