@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 import threading
 import time
@@ -159,8 +160,7 @@ def test_a_stall_shows_the_stacks_of_workers_that_were_replaced_before(tmp_path:
             list(loader)
         begin.touch()  # two idle workers take the two batches of an epoch
         with pytest.raises(StallError, match=r"(?s)in first_hang.*in second_hang|in second_hang.*in first_hang"):
-            for _ in range(5):
-                list(loader)
+            list(itertools.chain.from_iterable(loader for _ in range(5)))
 
 
 def test_slow_storage_is_no_stall() -> None:
