@@ -30,7 +30,7 @@ from mploader.platform_check import fcntl
 
 PAGE = mmap.PAGESIZE
 TEXT_BYTES = 64 * 1024
-"""The longest text that a worker can report, for itself or for one batch."""
+"""The longest text that a worker can report of itself, and that has room beside a batch."""
 AREA_BYTES = PAGE + TEXT_BYTES
 
 NOTHING_IN_HAND = -1
