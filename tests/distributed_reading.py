@@ -17,7 +17,6 @@ warnings.filterwarnings("error", message=".*(shard|rebatch|ran out of data).*")
 import keras  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from mploader import ArgumentError  # noqa: E402
 from mploader.tfdata import ResumeCallback, distribute  # noqa: E402
 from tests.resume_data import make_loader  # noqa: E402
 
@@ -72,10 +71,8 @@ def main() -> None:
             ),
         ),
     }
-    try:
+    if sys.argv[1] == "mirrored":
         result["fit"] = fit(strategy, shard)
-    except ArgumentError as error:
-        result["fit"] = {"refused": str(error)}
     print("RESULT", json.dumps(result), flush=True)
 
 

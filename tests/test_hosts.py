@@ -189,7 +189,6 @@ def test_two_processes_of_a_multi_worker_strategy_share_the_batches() -> None:
     for way in ("distribute_datasets_from_function", "distribute"):
         steps = zip(*(result[way] for result in results), strict=True)
         assert [joined(joined(replicas) for replicas in step) for step in steps] == plain_batches(4), way
-    assert all("2 replicas train, 1 of them on this host" in result["fit"]["refused"] for result in results)
     # TensorFlow cuts each host's batch into as many pieces as there are replicas, so a batch lasts two steps.
     pieces = [[joined(replicas) for replicas in result["experimental_distribute_dataset"]] for result in results]
     wholes = [[first + second for first, second in zip(host[::2], host[1::2], strict=True)] for host in pieces]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -148,6 +149,16 @@ def test_fit_with_several_steps_per_execution_and_with_steps_per_epoch_is_counte
             verbose=0,
         )  # fmt: skip
         assert [epoch[:2] for epoch in places.epochs] == [(0, 5), (1, 2), (1, 7)]
+
+
+def test_a_strategy_of_several_hosts_is_refused() -> None:
+    # A stand-in: the fit of Keras 3.15 fails under such a strategy before it calls a callback.
+    strategy = SimpleNamespace(num_replicas_in_sync=2, extended=SimpleNamespace(worker_devices=("CPU:0",)))
+    with make_loader(1) as loader:
+        callback = ResumeCallback(loader)
+        callback.set_model(SimpleNamespace(distribute_strategy=strategy))
+        with pytest.raises(ArgumentError, match="2 replicas train, 1 of them on this host"):
+            callback.on_train_begin()
 
 
 class Stop(keras.callbacks.Callback):  # type: ignore[misc]
