@@ -118,7 +118,8 @@ def run_script(tmp_path: pathlib.Path) -> Callable[..., subprocess.CompletedProc
 def no_loader_outlives_its_test() -> Iterator[None]:
     """Closes what a test left open, so that its workers do not run beside the next test."""
     yield
-    modules = [sys.modules[name] for name in ("mploader.loader", "mploader.generators") if name in sys.modules]
+    places = (("mploader.loader", "_open_loaders"), ("mploader.generators", "_open_pools"))
+    modules = [sys.modules[name] for name, left in places if name in sys.modules and getattr(sys.modules[name], left)]
     for module in modules:
         module.close_all()
     if modules:

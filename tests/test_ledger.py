@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import select
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from typing import Any, cast
 
@@ -62,6 +62,11 @@ def is_woken(ledger: Ledger) -> bool:
     return woken
 
 
+def wants(heads: dict[int, int]) -> Callable[[Schedule], dict[int, int]]:
+    """What a consumer says that it wants: positions by run."""
+    return lambda schedule: heads
+
+
 def taking(ledger: Ledger, heads: dict[int, int]) -> tuple[threading.Thread, list[Any]]:
     """A consumer that waits for a batch, and what it has got."""
     got: list[Any] = []
@@ -69,7 +74,7 @@ def taking(ledger: Ledger, heads: dict[int, int]) -> tuple[threading.Thread, lis
     def take() -> None:
         with ledger.lock:
             try:
-                got.append(ledger.take(heads))
+                got.append(ledger.take(wants(heads)))
             except LoaderError as error:
                 got.append(error)
 
@@ -84,7 +89,7 @@ def test_a_batch_is_taken_with_its_result(ledger: Ledger) -> None:
         run = schedule_of(ledger).open_run(0, 2)
         result = Result(samples=4, size=100)
         fill(ledger, result)
-        found, taken, got = ledger.take({run: 0})
+        found, taken, got = ledger.take(wants({run: 0}))
         assert (found, got, taken.failed) == (run, result, False)
         assert ledger.results == {}
         assert schedule_of(ledger).count(SlotState.LENT) == 1
@@ -95,7 +100,7 @@ def test_of_several_runs_the_one_that_is_ready_is_taken(ledger: Ledger) -> None:
         slow, quick = (schedule_of(ledger).open_run(epoch, 2) for epoch in range(2))
         schedule_of(ledger).take(quick, 0)  # it is waited for, so it is made first
         fill(ledger, Result(samples=9))
-        run, _, result = ledger.take({slow: 0, quick: 0})
+        run, _, result = ledger.take(wants({slow: 0, quick: 0}))
         assert (run, result.samples) == (quick, 9)
 
 
@@ -129,7 +134,7 @@ def test_an_error_is_the_answer_to_every_call_and_the_first_one_stays(ledger: Le
         ledger.fail(SampleError("sample 5 is bad"))
         ledger.fail(WorkerError("and then the workers ended"))
         raised = []
-        for call in (ledger.check, ledger.check, lambda: ledger.take({0: 0})):
+        for call in (ledger.check, ledger.check, lambda: ledger.take(wants({0: 0}))):
             with pytest.raises(SampleError, match="sample 5 is bad") as caught:
                 call()
             raised.append(caught.value)
@@ -153,7 +158,7 @@ def test_a_run_that_is_over_says_so(ledger: Ledger) -> None:
         run = schedule_of(ledger).open_run(0, 1)
         ledger.give_up_run(run)
         with pytest.raises(ClosedError, match=f"run {run} is closed"):
-            ledger.take({run: 0})
+            ledger.take(wants({run: 0}))
 
 
 def test_slots_and_runs_that_finalizers_have_left_are_collected(ledger: Ledger, arena: FakeArena) -> None:
@@ -162,7 +167,7 @@ def test_slots_and_runs_that_finalizers_have_left_are_collected(ledger: Ledger, 
         kept, dropped = schedule.open_run(0, 2), schedule.open_run(1, 2)
         fill(ledger, Result(samples=1))
         fill(ledger, Result(samples=2))
-        _, taken, _ = ledger.take({kept: 0})
+        _, taken, _ = ledger.take(wants({kept: 0}))
         assert ledger.results, "of the run that nobody holds any more"
         arena.released.put((taken.slot, taken.generation))
         ledger.give_up_run(dropped)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import logging
 import os
 import pathlib
 import subprocess
@@ -35,6 +36,15 @@ from stress.live import view  # noqa: E402
 from stress.report import FEWEST_VALUES, growth  # noqa: E402
 from stress.sampling import Progress, Sample  # noqa: E402
 from stress.workload import Indexed, Work  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """The stress test silences the loader's log; not for the tests behind this one."""
+    log = logging.getLogger("mploader")
+    before = log.level
+    yield
+    log.setLevel(before)
 
 
 @pytest.mark.slow

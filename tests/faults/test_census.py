@@ -44,7 +44,8 @@ def test_workers_of_a_test_that_hangs_print_their_stacks(
     tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     transform = work.Once(tmp_path, "sleep")
-    with make_loader(range(60), transform, shuffle=False, num_workers=1):
+    with make_loader(range(60), transform, shuffle=False, num_workers=1) as loader:
+        batches = iter(loader)
         while not (tmp_path / "happened").exists():
             threading.Event().wait(0.01)
         conftest.dump_workers(token())
@@ -52,3 +53,4 @@ def test_workers_of_a_test_that_hangs_print_their_stacks(
         while "in sleep" not in text:
             threading.Event().wait(0.01)
             text += capfd.readouterr().err
+        del batches

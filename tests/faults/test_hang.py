@@ -211,13 +211,15 @@ print(numbers == list(range(100)), loader.statistics().restarts)
 
 
 def test_closing_does_not_wait_for_a_worker_that_hangs(tmp_path: pathlib.Path) -> None:
-    # Not shuffled: nobody reads, so only the first batches are made.
+    # Not shuffled: only the first batches are made, as nobody takes them.
     transform = work.Once(tmp_path, "sleep_holding_the_gil")
     loader = Loader(range(work.SAMPLES), transform, num_workers=2, batch_size=work.BATCH)
+    batches = iter(loader)
     while not (tmp_path / "happened").exists():
         threading.Event().wait(0.01)
     loader.close()  # the worker would sleep on for longer than a test may take
     assert loader.worker_pids == []
+    del batches
 
 
 def test_a_hanging_sample_under_raise_is_an_error_with_its_number_and_stack() -> None:

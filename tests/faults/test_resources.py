@@ -21,15 +21,16 @@ import mploader, numpy as np
 def element(sample):
     return np.full((64, 1024), sample, np.uint8)
 try:
-    with mploader.Loader(range(200), element, batch_size=WIDTH, num_workers=WORKERS) as loader:
+    with mploader.Loader(range(SAMPLES), element, batch_size=WIDTH, num_workers=WORKERS) as loader:
         print(sum(int(row[0, 0]) for batch in loader for row in batch), loader.statistics().slots)
 except mploader.LoaderError as error:
     print(type(error).__name__, error)
 """
 
 
-def script(batch_size: int = 20, workers: int = 2) -> str:
-    return SCRIPT.replace("WIDTH", str(batch_size)).replace("WORKERS", str(workers))
+def script(batch_size: int = 20, workers: int = 2, samples: int = 200) -> str:
+    sizes = {"SAMPLES": samples, "WIDTH": batch_size, "WORKERS": workers}
+    return "".join(f"{name} = {value}\n" for name, value in sizes.items()) + SCRIPT
 
 
 EXPECTED = str(sum(range(200)))
@@ -102,7 +103,7 @@ def test_a_control_group_without_room_for_the_slots(tmp_path: pathlib.Path) -> N
     if folder is None:
         pytest.skip("no control group can be made here")
     (folder / name).write_text(str(200 * 2**20))
-    done = in_cgroup(folder, script(batch_size=3000), tmp_path)
+    done = in_cgroup(folder, script(batch_size=3000, samples=6000), tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("ResourceError"), done.stdout
     assert "slots of 187" in done.stdout
