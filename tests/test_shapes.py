@@ -292,10 +292,11 @@ def test_large_batches_leave_no_descriptors_behind() -> None:
         for _ in loader:
             pass
         before = len(os.listdir("/proc/self/fd"))
-        for _ in range(3):
+        for _ in range(6):
             for _ in loader:
                 pass
-        assert len(os.listdir("/proc/self/fd")) <= before
+        # Batches that are made ahead, at most one a slot, have theirs.
+        assert len(os.listdir("/proc/self/fd")) <= before + loader.statistics().slots
 
 
 # Buckets
