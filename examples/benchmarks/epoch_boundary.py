@@ -6,9 +6,9 @@ Photographs are decoded in epochs of 20 batches, while the loop does nothing els
 six batches of an epoch take beyond six times the mean of the other batches: what the boundary costs, once the batches
 that were made meanwhile are counted.
 
-Latest, on two cores of an AMD EPYC, epochs of 20 batches of random crops out of ``as_dataset()``: each took 0.86 to 0.94 s.
-Between two, 54 to 83 ms pass until TensorFlow has an iterator again, or 0.4 s where Python's garbage collector goes through
-TensorFlow's objects; workers go on meanwhile, and the next batches follow at once.
+Latest, on two cores of an AMD EPYC, epochs of 20 batches of random crops out of ``as_dataset()``: each took 0.86 to
+0.94 s. Between two, 54 to 83 ms pass until TensorFlow has an iterator again, or 0.4 s where Python's garbage collector
+goes through TensorFlow's objects; workers go on meanwhile, and the next batches follow at once.
 """
 
 from __future__ import annotations
