@@ -219,9 +219,12 @@ class Losses:
         Raises:
             StallError: it does not.
         """
+        schedule = self._crew.ledger.schedule
+        if schedule is None or not schedule.count(SlotState.QUARANTINED):  # without the lock: this is asked all the time
+            self._starved_s = None
+            return
         with self._crew.ledger.lock:
-            schedule = self._crew.ledger.schedule
-            if schedule is None or not schedule.is_starved:
+            if not schedule.is_starved:
                 self._starved_s = None
                 return
             self._starved_s = self._starved_s or now

@@ -7,7 +7,7 @@ fed from memory, or by a loader whose worker (one, so that the loop has a core o
 64 x 224 x 224 x 3 from a constant. A loader that works in the trainer's process, or copies there, takes its time from
 the step.
 
-Latest, on two cores of an AMD EPYC, medians of two or three rounds, steps a second and the part of the loop from memory::
+Latest, on two cores of an AMD EPYC, medians of two or three rounds: steps a second, and the part of those from memory::
 
     from memory         46.2  1.00      Grain            30.1  0.65
     mploader, NumPy     41.9  0.91      SPDL, threads    19.3  0.42
