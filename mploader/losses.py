@@ -220,7 +220,7 @@ class Losses:
             StallError: it does not.
         """
         schedule = self._crew.ledger.schedule
-        if schedule is None or not schedule.count(SlotState.QUARANTINED):  # without the lock: this is asked all the time
+        if schedule is None or not schedule.count(SlotState.QUARANTINED):  # without the lock: asked all the time
             self._starved_s = None
             return
         with self._crew.ledger.lock:
