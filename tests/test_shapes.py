@@ -109,7 +109,7 @@ def test_padding_that_cannot_be_meant(pad: Any, message: str) -> None:
 
 
 def test_shapes_that_vary_unsaid_are_an_error_that_says_what_to_pass() -> None:
-    with pytest.raises(SpecError, match=r"sample 1 failed in worker 0: SpecError: .*shape \(1,\).*pad= or ragged="):
+    with pytest.raises(SpecError, match=r"sample 1 failed in worker \d: SpecError: .*shape \(1,\).*pad= or ragged="):
         batches(ROWS)
 
 
