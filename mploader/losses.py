@@ -149,7 +149,7 @@ class Losses:
         """Takes note of workers that have hung.
 
         Raises:
-            StallError: that is no longer the fault of one sample or one member.
+            StallError: that is no longer the fault of one sample or one worker.
         """
         for member in hung:
             text = printed(member.process) or " It printed nothing."

@@ -106,13 +106,20 @@ def _end_streams() -> None:
     is_open = any(handle.is_open for handle in list(_handles)) or generators.is_any_alive()
     close_all()
     generators.close_all()
-    own, deadline_s = threading.get_ident(), time.monotonic() + EXIT_S
-    seen_s = time.monotonic() if is_open else -QUIET_S
+    if not is_open:
+        return
+    seen_s = time.monotonic()
+    deadline_s = seen_s + EXIT_S
     while (now_s := time.monotonic()) < deadline_s and now_s - seen_s < QUIET_S:
-        known = {thread.ident for thread in threading.enumerate() if not isinstance(thread, threading._DummyThread)}
-        if sys._current_frames().keys() - known - {own}:
+        if _are_others_in_python():
             seen_s = now_s
         time.sleep(0.005)
+
+
+def _are_others_in_python() -> bool:
+    """Whether a thread that Python did not start runs Python code at this moment."""
+    threads = {thread.ident for thread in threading.enumerate() if not isinstance(thread, threading._DummyThread)}
+    return bool(sys._current_frames().keys() - threads)
 
 
 # Exit handlers run in reverse order of registration. Streams must end before TensorFlow's own handlers wait for them.

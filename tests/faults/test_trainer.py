@@ -209,6 +209,26 @@ print("done", flush=True)
 )
 
 
+SLOW_TO_LEAVE = """
+from mploader.ledger import Ledger
+check = Ledger.check
+
+def slow_check(ledger):
+    if ledger.stopping:
+        time.sleep(0.1)  # so a thread of TensorFlow is in here when the interpreter begins to end
+    check(ledger)
+
+Ledger.check = slow_check
+"""
+
+
+@pytest.mark.slow
+def test_a_thread_of_tensorflow_that_is_slow_to_leave_does_not_hang_the_exit(start: Start) -> None:
+    _, code, errors = leave(start(LIVE_ITERATOR.replace('print("done"', f'{SLOW_TO_LEAVE}\nprint("done"')), "done")
+    assert code == 0, errors
+    assert "Fatal Python error" not in errors
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(0)  # as many programs as MPLOADER_EXITS says, each with a limit of its own
 def test_an_exit_with_a_live_tensorflow_iterator(start: Start) -> None:
