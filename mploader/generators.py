@@ -158,11 +158,6 @@ class Pass:
 _open_pools: weakref.WeakSet[GeneratorPool] = weakref.WeakSet()
 
 
-def is_any_alive() -> bool:
-    """Whether somebody holds a pool of generators."""
-    return bool(len(_open_pools))
-
-
 def close_all() -> None:
     """Closes every pool that is still open; called when the interpreter exits."""
     for pool in list(_open_pools):

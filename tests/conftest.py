@@ -94,22 +94,31 @@ code.InteractiveInterpreter(main.__dict__).runcode(cell)
 
 @pytest.fixture
 def run_script(tmp_path: pathlib.Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs a program text as a user would run it, in a fresh interpreter: as a "file", or in another ``way``."""
+    """Runs a program text as a user would run it, in a fresh interpreter: as a "file", or in another ``way``.
+
+    One that hangs is aborted, and the stacks of its threads are shown.
+    """
 
     def run(
-        text: str, *arguments: str, check: bool = True, timeout: float = 100, way: str = "file"
+        text: str, *arguments: str, check: bool = True, timeout: float = 50, way: str = "file"
     ) -> subprocess.CompletedProcess[str]:
         script = tmp_path / "script.py"
         script.write_text(text)
         program = {"file": [str(script)], "standard input": ["-"], "cell of a notebook": ["-c", NOTEBOOK]}[way]
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-        done = subprocess.run(
-            [sys.executable, *program, *arguments], input=text, capture_output=True, text=True, timeout=timeout,
-            env=environment, cwd=tmp_path, check=False,
+        process = subprocess.Popen(
+            [sys.executable, "-X", "faulthandler", *program, *arguments], cwd=tmp_path, text=True,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
+        try:
+            stdout, stderr = process.communicate(text, timeout)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)
+            stdout, stderr = process.communicate()
+            pytest.fail(f"it did not end within {timeout:g} s\n{stdout}\n{stderr}")
         if check:
-            assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
+            assert process.returncode == 0, f"exit code {process.returncode}\n{stdout}\n{stderr}"
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     return run
 

@@ -19,12 +19,8 @@ the design):
 
 from __future__ import annotations
 
-import atexit
 import functools
 import itertools
-import sys
-import threading
-import time
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -32,22 +28,19 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mploader import generators
 from mploader.errors import ClosedError, LoaderError, WorkerError
-from mploader.loader import Loader, close_all
+from mploader.loader import Loader
 from mploader.run import Elements, Run
 from mploader.shapes import Ragged
 from mploader.spec import ArraySpec, flatten, map_structure, pack_as
+from mploader.tfdata import ending
 
 PREFETCH = 2
 """Batches that tf.data holds ready. The loader's own slots are the real buffer; this hides one hand-off."""
 
 MAX_STREAMS = 16
 
-EXIT_S = 2.0
-"""The longest wait at the end of the program for threads of TensorFlow to leave Python."""
-QUIET_S = 0.2
-"""Threads of TensorFlow that have not been in Python for so long wait for something else."""
+ending.install()
 
 
 class _Handle:
@@ -61,12 +54,6 @@ class _Handle:
         self._loader = weakref.ref(loader)
         self._runs: dict[int, Run] = {}
         self._numbers = itertools.count()
-        _handles.add(self)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether an iteration is under way."""
-        return bool(self._runs)
 
     def open_run(self) -> Iterator[Any]:
         """Yields once: the number under which the streams find the new run, and how many batches it has."""
@@ -92,38 +79,6 @@ class _Handle:
         """Returns an iterator of every ``step``-th batch of a run, from ``first`` on."""
         # It keeps no batch: a slot must be free as soon as TensorFlow has dropped it.
         return map(functools.partial(map_structure, _pieces), self._runs[number].batches(first, step))
-
-
-_handles: weakref.WeakSet[_Handle] = weakref.WeakSet()
-
-
-def _end_streams() -> None:
-    """Ends all streams, and lets the threads of TensorFlow that are in them out of Python.
-
-    A thread that wants into Python while the interpreter ends is ended itself, and TensorFlow, whose iterator goes with
-    the last variables, would wait for it for ever.
-    """
-    is_open = any(handle.is_open for handle in list(_handles)) or generators.is_any_alive()
-    close_all()
-    generators.close_all()
-    if not is_open:
-        return
-    seen_s = time.monotonic()
-    deadline_s = seen_s + EXIT_S
-    while (now_s := time.monotonic()) < deadline_s and now_s - seen_s < QUIET_S:
-        if _are_others_in_python():
-            seen_s = now_s
-        time.sleep(0.005)
-
-
-def _are_others_in_python() -> bool:
-    """Whether a thread that Python did not start runs Python code at this moment."""
-    threads = {thread.ident for thread in threading.enumerate() if not isinstance(thread, threading._DummyThread)}
-    return bool(sys._current_frames().keys() - threads)
-
-
-# Exit handlers run in reverse order of registration. Streams must end before TensorFlow's own handlers wait for them.
-atexit.register(_end_streams)
 
 
 class Sticky(Iterator[Any]):

@@ -209,24 +209,67 @@ print("done", flush=True)
 )
 
 
-SLOW_TO_LEAVE = """
-from mploader.ledger import Ledger
-check = Ledger.check
+READ_AHEAD = (
+    HEAD
+    + """
+import tensorflow as tf
 
-def slow_check(ledger):
-    if ledger.stopping:
-        time.sleep(0.1)  # so a thread of TensorFlow is in here when the interpreter begins to end
-    check(ledger)
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
-Ledger.check = slow_check
+def slow(batch):
+    tf.numpy_function(time.sleep, [1], [])  # a thread of TensorFlow is in here when the interpreter begins to end
+    return batch
+
+dataset = mploader.Loader(range(100), element, batch_size=4, num_workers=1).as_dataset().map(slow)
+"""
+)
+ONE_DEVICE = """
+iterator = iter(dataset.prefetch(4))
+next(iterator)
+"""
+TWO_DEVICES = """
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+iterator = iter(strategy.experimental_distribute_dataset(dataset))
+next(iterator)
+"""
+ERROR = """
+def bad(batch):
+    tf.debugging.assert_none_equal(batch[0], 4 + tf.cast(slow(0), tf.int64), "the second batch")
+    return batch
+
+iterator = iter(dataset.map(bad).prefetch(4))
+next(iterator)
+next(iterator)
+"""
+STUCK = """
+def stuck(sample):
+    time.sleep(1000 if sample == 9 else 0)
+    return sample
+
+dataset = mploader.Loader(range(100), stuck, batch_size=4, num_workers=1).as_dataset()
+iterator = iter(dataset.prefetch(4))
+next(iterator)
 """
 
 
 @pytest.mark.slow
-def test_a_thread_of_tensorflow_that_is_slow_to_leave_does_not_hang_the_exit(start: Start) -> None:
-    _, code, errors = leave(start(LIVE_ITERATOR.replace('print("done"', f'{SLOW_TO_LEAVE}\nprint("done"')), "done")
-    assert code == 0, errors
+@pytest.mark.parametrize(
+    ("program", "error"),
+    [
+        pytest.param(ONE_DEVICE, "", id="one device"),
+        pytest.param(TWO_DEVICES, "", id="two devices"),
+        pytest.param(ERROR, "the second batch", id="the traceback of an error refers to the iterator"),
+        pytest.param(STUCK, "", id="a batch that does not come"),
+    ],
+)
+def test_an_exit_while_a_thread_of_tensorflow_is_in_python(program: str, error: str, start: Start) -> None:
+    trainer = start(READ_AHEAD + program)
+    _, errors = trainer.communicate(timeout=50)
+    assert trainer.returncode == bool(error), errors
+    assert error in errors
     assert "Fatal Python error" not in errors
+    wait_until_alone()
 
 
 @pytest.mark.slow
@@ -237,3 +280,4 @@ def test_an_exit_with_a_live_tensorflow_iterator(start: Start) -> None:
         _, code, errors = leave(start(LIVE_ITERATOR), "done")
         assert code == 0, errors
         assert "Fatal Python error" not in errors
+        assert "ClosedError" not in errors, "a thread that reads ahead is no reason for a warning"
