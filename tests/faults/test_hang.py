@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import pathlib
 import threading
@@ -137,17 +138,24 @@ def test_workers_that_hang_before_they_can_print_stacks_are_an_error(
 
 
 def test_a_stall_shows_the_stacks_of_workers_that_were_replaced_before(tmp_path: pathlib.Path) -> None:
-    begin = tmp_path / "begin"
+    begin, hung = tmp_path / "begin", tmp_path / "hung"
 
     def transform(sample: int) -> int:
         if begin.exists():
-            while sample == 1:
+            is_first = sample == 1 and create(hung)
+            while is_first:
                 first_hang()
             if sample == 2:
                 time.sleep(0.6)
-            while sample == 3:
+            while sample in (1, 3):
                 second_hang()
         return sample
+
+    def create(path: pathlib.Path) -> bool:
+        with contextlib.suppress(FileExistsError):
+            path.touch(exist_ok=False)
+            return True
+        return False
 
     def first_hang() -> None:
         time.sleep(1)
