@@ -22,6 +22,7 @@ from mploader.spec import STRING, ArraySpec, component_names, flatten, pack_as
 
 ALIGNMENT = 64
 MAX_RANK = 8
+FIRST_ELEMENT = "the first element"
 _HEADER_INTS_PER_ARRAY = 2 + MAX_RANK  # offset, rank, shape
 
 Array = np.ndarray[Any, Any]
@@ -193,10 +194,12 @@ class BatchLayout:
     Attributes:
         structure: an element with one codec in place of each component.
         capacity: samples in a full batch.
+        model: what elements have to be like, in the words of messages.
     """
 
     structure: Any
     capacity: int
+    model: str = FIRST_ELEMENT
 
     @cached_property
     def codecs(self) -> list[Codec]:
@@ -321,11 +324,11 @@ class BatchWriter:
         if not _collect(element, self._layout.structure, leaves):
             raise SpecError(
                 f"the element has the components {component_names(element)}, "
-                f"but the first element had {self._names}; return the same structure for every sample"
+                f"but {self._layout.model} has {self._names}; return the same structure for every sample"
             )
         accepted: list[tuple[list[Any], Any]] = []
         for place, (leaf, codec) in enumerate(zip(leaves, self._codecs, strict=True)):
-            check_component(leaf, codec.spec, self._names[place])
+            check_component(leaf, codec.spec, self._names[place], self._layout.model)
             target = self._places[place]
             if target is not None:
                 target[self.count] = leaf
@@ -384,8 +387,8 @@ _PYTHON_TYPES = {np.dtype(np.int64): int, np.dtype(np.float64): float, np.dtype(
 """The type of Python numbers that a component of a dtype came from; NumPy refuses an int that is out of range."""
 
 
-def check_component(leaf: Any, spec: ArraySpec, name: str) -> None:
-    """Checks one component of an element against the spec of the first one.
+def check_component(leaf: Any, spec: ArraySpec, name: str, model: str) -> None:
+    """Checks one component of an element against the spec of the ``model``: the first one, or the signature.
 
     Raises:
         SpecError: another kind, dtype or shape.
@@ -402,25 +405,28 @@ def check_component(leaf: Any, spec: ArraySpec, name: str) -> None:
         raise SpecError(f"{name} is a masked array, and its mask would be lost; return array.filled(value)")
     if spec.is_string:
         if not isinstance(leaf, (bytes, str)) and np.asarray(leaf).dtype.kind not in "SUO":
-            raise SpecError(f"{name} is a {type(leaf).__name__}, but the first element had bytes there")
+            raise SpecError(f"{name} is a {type(leaf).__name__}, but {model} has bytes there")
         shape = () if isinstance(leaf, (bytes, str)) else np.shape(leaf)
     elif isinstance(leaf, np.ndarray):
         shape = leaf.shape
         if leaf.dtype != spec.dtype and leaf.dtype.newbyteorder("=") != spec.dtype:
             raise SpecError(
-                f"{name} has dtype {leaf.dtype}, but the first element had {spec.dtype}; "
+                f"{name} has dtype {leaf.dtype}, but {model} has {spec.dtype}; "
                 "convert it in the transform with .astype()"
             )
     else:
         shape = ()
         if not _is_number_of(leaf, spec.dtype):
-            raise SpecError(f"{name} is {leaf!r:.200}, which does not fit the dtype {spec.dtype} of the first element")
+            raise SpecError(f"{name} is {leaf!r:.200}, which does not fit the dtype {spec.dtype} of {model}")
     if len(shape) != len(spec.shape) or any(
         want is not None and got != want for got, want in zip(shape, spec.shape, strict=False)
     ):
+        advice = (
+            ". Make the shapes equal in the transform (images.Resize), or say that they vary with pad= or ragged= "
+            "(ragged=2: in two dimensions)"
+        )
         raise SpecError(
-            f"{name} has shape {shape}, but the first element had {spec.shape}. Make the shapes equal "
-            "in the transform (images.Resize), or say that they vary with pad= or ragged="
+            f"{name} has shape {shape}, but {model} has {spec.shape}" + (advice if model == FIRST_ELEMENT else "")
         )
 
 

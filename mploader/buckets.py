@@ -126,8 +126,38 @@ class LengthsOf:
 
     def describe(self, index: int) -> str:
         """Where a sample comes from."""
-        describe = getattr(self.source, "describe", None)
-        return "" if describe is None else str(describe(index))
+        return _describe(self.source, index)
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The source of which :class:`LengthsOf` was asked, for the workers of the loader.
+
+    A sample without a length is read with its length again, so what was wrong with that is an error of the sample.
+    """
+
+    source: Any
+    length: Callable[[Any], int]
+    without_length: frozenset[int]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int, /) -> Any:
+        """The sample of the source."""
+        sample = self.source[index]
+        if index in self.without_length:
+            operator.index(self.length(sample))
+        return sample
+
+    def describe(self, index: int) -> str:
+        """Where a sample comes from."""
+        return _describe(self.source, index)
+
+
+def _describe(source: Any, index: int) -> str:
+    describe = getattr(source, "describe", None)
+    return "" if describe is None else str(describe(index))
 
 
 @dataclass(frozen=True)

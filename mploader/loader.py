@@ -22,7 +22,7 @@ from mploader.arena import TEXT_BYTES
 from mploader.bad_limit import BadLimit
 from mploader.bad_record import BadRecord
 from mploader.blame import MAX_HANGS_IN_A_ROW
-from mploader.buckets import BucketBy, LengthsOf
+from mploader.buckets import BucketBy, LengthsOf, Measured
 from mploader.checks import seconds, whole_number
 from mploader.errors import ArgumentError, LoaderError, ResourceError, SampleError, SpecError, StallError
 from mploader.explain import Verdict, explain
@@ -125,10 +125,13 @@ class Loader:
         self.bad_limit = BadLimit.of(max_bad_samples, on_bad_sample, self._plan.num_host_samples)
         payload.check_picklable("source", source)
         payload.check_picklable("transform", transform)
+        served = source
         if bucket_by is not None:
             lengths = bucket_by.length
             if callable(lengths):
                 lengths = _measure_lengths(source, lengths, self._num_workers, on_bad_sample, stall_timeout_s)
+                without = frozenset(np.flatnonzero(lengths < 0).tolist())
+                served = Measured(source, bucket_by.length, without) if without else source
             self._plan = bucket_by.plan(self._plan, lengths)
             self.bad_limit = dataclasses.replace(self.bad_limit, samples=self._plan.num_host_samples)
 
@@ -146,7 +149,7 @@ class Loader:
         self._described: dict[int, Description] = {}
         self._last_run: weakref.ref[Run] | None = None
         self._bad = BadRecord()
-        job = Job(source, transform, self._plan, on_bad_sample, is_batched=self.is_batched)
+        job = Job(served, transform, self._plan, on_bad_sample, is_batched=self.is_batched)
         self._pool = Pool(job, self._num_workers, stall_timeout_s)
         # Whatever happens to the loader, its workers end: on close(), when it is collected, or at exit.
         self._finalizer = weakref.finalize(self, self._pool.request_stop)

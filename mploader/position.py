@@ -181,8 +181,10 @@ class Consumption:
     """Counts what training has consumed of runs that TensorFlow reads ahead. Used by `mploader.tfdata`, on any thread.
 
     Runs are consumed one after the other, in the order in which they were opened. One that is given up half-way is
-    passed over as soon as batches of a later one are counted. One of which nothing was counted when the next is opened
-    was a look ahead (Keras takes one to build a model, and one at the end of each epoch) and gives its place back.
+    passed over as soon as batches of a later one are counted. TensorFlow may have read it to its end by then; so
+    whoever counts says with :meth:`give_up` where an iteration ends or another one begins. One of which nothing was
+    counted when the next is opened was a look ahead (Keras takes one to build a model, and one at the end of each
+    epoch) and gives its place back.
     """
 
     def __init__(self) -> None:
@@ -216,7 +218,9 @@ class Consumption:
         """
         with self._lock:
             last = self._runs[-1] if self._runs else None
-            if not self.is_counted or last is None or last.consumed or last.run.delivered >= last.run.num_batches:
+            if not self.is_counted or last is None or last.consumed:
+                return None
+            if last.run.delivered >= last.run.num_batches and not last.is_given_up:
                 return None
             self._runs.pop()
             return last.run.place_after(0)
@@ -228,6 +232,12 @@ class Consumption:
                 opened.is_left = opened.is_left or opened.run is run
             if not self.is_counted:  # or every run of a long training would be kept
                 self._runs = deque(opened for opened in self._runs if not opened.is_left)
+
+    def give_up(self) -> None:
+        """Nobody will train on what is left of the runs that are open now."""
+        with self._lock:
+            for opened in self._runs:
+                opened.is_given_up = True
 
     def clear(self) -> None:
         """The loader continues somewhere else."""
@@ -254,8 +264,8 @@ class Consumption:
                     raise ArgumentError(f"advance({batches}): no dataset of this loader was read yet")
                 current = self._runs[0]
                 left = current.run.countable - current.consumed
-                is_given_up = current.is_left and current.run.delivered < current.run.num_batches
-                if len(self._runs) > 1 and (left == 0 or is_given_up):
+                is_cut = current.is_left and current.run.delivered < current.run.num_batches
+                if len(self._runs) > 1 and (left == 0 or is_cut or current.is_given_up):
                     self._runs.popleft()
                     continue
                 if at_most and len(self._runs) == 1:
@@ -305,3 +315,4 @@ class _Opened:
     run: Reading
     consumed: int = 0
     is_left: bool = False
+    is_given_up: bool = False

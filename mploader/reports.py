@@ -45,8 +45,8 @@ class SampleReport:
         kind: the name of the original exception's class.
         error: its message.
         traceback: the worker's traceback as text.
-        group: "content" (the data or the transform), "spec" (the element does not fit), "environment" (storage,
-            memory, descriptors), "crash" (it killed its workers) or "stall" (they hung on it).
+        group: "content" (the data or the transform), "generator" (the same), "spec" (the element does not fit),
+            "environment" (storage, memory, descriptors), "crash" (it killed its workers) or "stall" (they hung on it).
     """
 
     index: int
@@ -68,6 +68,9 @@ class SampleReport:
         if self.group == "stall":
             advice = "If it may take so long, raise stall_timeout=. Otherwise see where it hangs:"
             return StallError(f"{text}\n{advice}\n\n{self.traceback}")
+        if self.group == "generator":
+            advice = "An element cannot be left out: mend the generator."
+            return SampleError(f"{text}\n{advice}\n\n{self.traceback}".rstrip())
         advice = 'Mend the data or the transform, or pass on_bad_sample="drop" or "replace" to go on without it.'
         return SampleError(f"{text}\n{advice}\n\n{self.traceback}".rstrip())
 

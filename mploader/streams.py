@@ -7,6 +7,7 @@ elements that are delivered already; a checksum over them tells a generator that
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import sys
 import time
@@ -187,7 +188,8 @@ class Streams:
     def _report(self, stream: _Stream, error: BaseException) -> SampleReport:
         shard = reports.clip(repr(self._job.shards[stream.shard]), 200)
         where = f"element {stream.drawn} of generator({shard})"
-        return reports.report_exception(stream.drawn, where, error)
+        report = reports.report_exception(stream.drawn, where, error)
+        return dataclasses.replace(report, group="generator") if report.group == "content" else report
 
 
 def _convert(element: Any, layout: BatchLayout) -> list[Any]:

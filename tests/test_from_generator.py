@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -308,6 +309,37 @@ def test_a_generator_stays_in_one_worker_and_none_gets_all() -> None:
     assert len({pid for _, pid in elements}) == 2
     long = {pid for number, pid in elements if number >= 3}
     assert len(long) == 1
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_elements_without_values_are_elements(ordered: bool) -> None:
+    def empty(shard: int) -> Iterator[Any]:
+        return iter([(np.zeros((0, 3), np.float32), number) for number in range(3)])
+
+    signature = (tf.TensorSpec((0, 3), tf.float32), tf.TensorSpec((), tf.int64))
+    dataset = mploader.from_generator(empty, shards=[0], output_signature=signature, ordered=ordered, num_workers=1)
+    assert [(x.shape, int(number)) for x, number in dataset] == [((0, 3), 0), ((0, 3), 1), ((0, 3), 2)]
+    with mploader.Loader([np.zeros((0, 3))] * 3, batch_size=None, num_workers=1) as loader:
+        assert [x.shape for x in loader.as_dataset()] == [(0, 3)] * 3
+
+
+@pytest.mark.parametrize(
+    ("element", "message"),
+    [
+        ([1, 2, 3], r"shape \(3,\), but the signature has \(2,\)$"),
+        ("text", "(?s)ValueError.*An element cannot be left out: mend the generator"),
+    ],
+)
+def test_an_error_advises_what_a_generator_can_do(element: Any, message: str) -> None:
+    dataset = mploader.from_generator(
+        lambda shard: iter([element]), shards=[0], output_signature=tf.TensorSpec((2,), tf.int64), num_workers=1
+    )
+    with pytest.raises(tf.errors.OpError) as caught:
+        list(dataset)
+    text = str(caught.value)
+    assert re.search(message, text, re.MULTILINE)
+    assert "on_bad_sample" not in text
+    assert "pad=" not in text
 
 
 def test_workers_do_not_import_tensorflow() -> None:

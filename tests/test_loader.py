@@ -397,7 +397,7 @@ def test_an_element_of_another_shape_says_what_to_do() -> None:
             next(run)
     assert re.search(
         r"sample 6 failed in worker 0: SpecError: element\['image'\] has shape \(5, 4\)"
-        r".*first element had \(4, 4\).*pad=",
+        r".*the first element has \(4, 4\).*pad=",
         str(caught.value),
     )
     assert "innermost call last" in str(caught.value)

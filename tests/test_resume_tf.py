@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,6 +69,36 @@ def test_a_position_advances_through_epochs_and_repeated_datasets() -> None:
             position.advance()
 
 
+@pytest.mark.parametrize("way", ["break", "take"])
+def test_an_iteration_that_ends_early_leaves_the_rest_of_its_epoch_out(way: str) -> None:
+    with make_loader() as loader:
+        position = Position(loader)
+        dataset = loader.as_dataset().prefetch(8)
+        for epoch in range(3):
+            for number, _ in enumerate(position.count(dataset.take(3) if way == "take" else dataset), 1):
+                assert (loader.position.epoch, loader.position.batch) == (epoch, number)
+                if number == 1:  # TensorFlow reads to the end of the epoch
+                    await_reads(loader, 8 * (epoch + 1))
+                if number == 3:
+                    break
+
+
+def test_an_iterator_that_is_read_on_leaves_nothing_out() -> None:
+    with make_loader() as loader:
+        position = Position(loader)
+        iterator = iter(loader.as_dataset())
+        for part in range(2):
+            for _ in itertools.islice(position.count(iterator), 3):
+                pass
+            assert (loader.position.epoch, loader.position.batch) == (0, 3 * part + 3)
+
+
+def await_reads(loader: Loader, batches: int) -> None:
+    deadline_s = time.monotonic() + 5
+    while loader.statistics().batches < batches and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+
+
 def test_a_look_at_the_first_batch_does_not_count() -> None:
     with make_loader() as loader:
         dataset = loader.as_dataset()
@@ -97,6 +128,19 @@ def test_a_resumed_dataset_is_shorter_once_and_states_the_length_of_an_epoch(bat
         rest = tf.concat([tf.reshape(x, [-1]) for x in dataset], 0).numpy().tolist()
         assert rest == list(range(12, 30))
         assert len(list(dataset)) == length
+
+
+def test_a_fit_that_stops_early_leaves_the_rest_of_its_epoch_out() -> None:
+    class Stop(keras.callbacks.Callback):  # type: ignore[misc]
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            await_reads(loader, 8 * (epoch + 1))
+            self.model.stop_training = batch == 2
+
+    with make_loader() as loader:
+        callback = ResumeCallback(loader)
+        for epoch in range(3):
+            build().fit(loader.as_dataset().prefetch(8), callbacks=[callback, Stop()], verbose=0)
+            assert (loader.position.epoch, loader.position.batch) == (epoch, 3)
 
 
 def build(**options: Any) -> Any:

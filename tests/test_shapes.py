@@ -346,6 +346,19 @@ def test_a_bad_sample_is_replaced_from_its_own_bucket() -> None:
     assert sum(len(batch) for batch in made) == len(ROWS)
 
 
+@pytest.mark.parametrize("policy", ["drop", "replace"])
+def test_a_sample_whose_length_fails_is_bad(policy: str) -> None:
+    def length(row: Any) -> int:
+        return len(row) // (0 if len(row) and row[0] == ROWS[5][0] else 1)
+
+    options: dict[str, Any] = {"pad": 0, "on_bad_sample": policy, "bucket_by": BucketBy(length, [3])}
+    with Loader(ROWS, batch_size=4, num_workers=2, **options) as loader:
+        assert sum(len(batch) for batch in loader) == len(ROWS) - (policy == "drop")
+        (bad,) = loader.bad_samples()
+    assert (bad.index, bad.error) == (5, "ZeroDivisionError: integer division or modulo by zero")
+    assert ", in length" in bad.traceback
+
+
 def test_a_position_in_buckets_is_resumed() -> None:
     def make() -> Loader:
         return Loader(ROWS, batch_size=2, num_workers=1, shuffle=True, pad=0, bucket_by=BucketBy(len, [1, 4]))

@@ -249,17 +249,19 @@ def test_iterations_that_failed_leave_no_exceptions_behind() -> None:
         flush()
         return sum(isinstance(each, SampleError) for each in gc.get_objects())
 
+    before = errors()  # of other tests
     loader = Loader(range(20), fail_at(13), batch_size=4, num_workers=1)
     dataset = loader.as_dataset()
-    for _ in range(3):
+    for _ in range(5):
         iterator = iter(dataset)
         with pytest.raises(tf.errors.OpError, match="is rotten"):
             list(iterator)
         del iterator
+    most = before + 1  # the one that the loader raises again
     deadline_s = time.monotonic() + 10
-    while errors() > 1 and time.monotonic() < deadline_s:
+    while errors() > most and time.monotonic() < deadline_s:
         time.sleep(0.01)  # a thread of TensorFlow may still hold the last one
-    assert errors() == 1, "the one that the loader raises again"
+    assert errors() <= most
     loader.close()
 
 

@@ -111,7 +111,7 @@ def as_dataset(loader: Loader) -> tf.data.Dataset:
     streams = min(loader.num_workers, MAX_STREAMS)
     specs = loader.element_spec
     # Elements of one shape cross in the blocks that they travel in, which TensorFlow takes apart; others one by one.
-    in_blocks = not loader.is_batched and not any(None in spec.shape for spec in flatten(specs))
+    in_blocks = not loader.is_batched and all(can_unbatch(spec) for spec in flatten(specs))
     one_by_one = not loader.is_batched and not in_blocks
     if one_by_one:
         streams = 1
@@ -165,6 +165,11 @@ def _state_cardinality(dataset: tf.data.Dataset, cardinality: int) -> tf.data.Da
     """
     nothing = dataset.take(0).filter(lambda *_: False).repeat()
     return dataset.concatenate(nothing).take(cardinality)
+
+
+def can_unbatch(spec: ArraySpec) -> bool:
+    """Whether TensorFlow can take a block of such components apart; it crashes where an element has no values."""
+    return None not in spec.shape and 0 not in spec.shape
 
 
 def tensor_spec(spec: ArraySpec) -> tf.TypeSpec:

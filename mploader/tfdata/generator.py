@@ -23,7 +23,7 @@ from mploader.run import Elements
 from mploader.shapes import Apart
 from mploader.spec import STRING, ArraySpec, Pad, flatten, map_structure, pack_as
 from mploader.streams import SplitRagged, StreamJob, check_generator
-from mploader.tfdata.dataset import PREFETCH, Sticky, tensor_spec
+from mploader.tfdata.dataset import PREFETCH, Sticky, can_unbatch, tensor_spec
 
 BLOCK_BYTES = 2**20
 BLOCK_ELEMENTS = 256
@@ -113,8 +113,8 @@ class _Form:
         self.prepare = SplitRagged(components) if any(spec.ragged_rank for spec in flatten(components)) else None
         specs = map_structure(_parts, signature)
         fixed = all(None not in spec.shape for spec in flatten(specs))
-        self.is_apart = not fixed
         self.is_batched = batch_size is not None and fixed
+        self.is_apart = not self.is_batched and not all(can_unbatch(spec) for spec in flatten(specs))
         self.drops_remainder = self.is_batched and drop_remainder
         element_bytes = sum(
             spec.dtype.itemsize * int(np.prod([size or 1 for size in spec.shape], dtype=np.int64))
@@ -122,7 +122,8 @@ class _Form:
         )
         capacity = max(1, min(BLOCK_ELEMENTS, BLOCK_BYTES // max(1, element_bytes)))
         self.layout = BatchLayout(
-            map_structure(_codec, specs), batch_size if self.is_batched and batch_size is not None else capacity
+            map_structure(_codec, specs), batch_size if self.is_batched and batch_size is not None else capacity,
+            "the signature",
         )
         self.block_bytes = self.layout.fixed_bytes + (0 if self.layout.is_fixed else BLOCK_BYTES)
         elements = map_structure(lambda codec: tensor_spec(codec.spec), self.layout.structure)

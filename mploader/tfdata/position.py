@@ -39,6 +39,8 @@ class Position(tf.train.experimental.PythonState):  # type: ignore[misc]
     def __init__(self, loader: Loader) -> None:
         super().__init__()
         self._loader = loader
+        self._iterations = 0
+        """How many were begun with :meth:`count`."""
         loader.consumption.is_counted = True
 
     def advance(self, batches: int = 1) -> None:
@@ -50,10 +52,28 @@ class Position(tf.train.experimental.PythonState):  # type: ignore[misc]
         self._loader.consume(self._loader.consumption.advance(batches))
 
     def count(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Yields what a dataset of the loader yields, and counts each batch as consumed when it hands it out."""
-        for batch in batches:
-            self.advance()
-            yield batch
+        """Yields what a dataset of the loader yields, and counts each batch as consumed when it hands it out.
+
+        An iteration that ends early (``break``, ``dataset.take(n)``) leaves the rest of its epoch out, as it does
+        without a count; the next one counts from the epoch that it reads. Of an iterator, which may be read on, nothing
+        is left out. A dataset that passes over batches (``skip``, ``filter``) cannot be counted.
+        """
+        iterator = iter(batches)
+        if iterator is batches:
+            for batch in iterator:
+                self.advance()
+                yield batch
+            return
+        self._loader.consumption.give_up()
+        self._iterations += 1
+        number = self._iterations
+        try:
+            for batch in iterator:
+                self.advance()
+                yield batch
+        finally:
+            if number == self._iterations:
+                self._loader.consumption.give_up()
 
     def serialize(self) -> str:
         """The loader's state as JSON; called when a checkpoint is saved."""

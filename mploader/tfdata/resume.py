@@ -61,8 +61,9 @@ class ResumeCallback(keras.callbacks.Callback):  # type: ignore[misc]
     that callback it keeps ``loader.state_dict()`` right, which other callbacks may save. ``double_checkpoint=True``
     makes Keras survive a kill while it writes the file.
 
-    A step of ``fit`` must be a batch of the loader: it cannot count one whose dataset was filtered or batched again
-    behind the loader, nor one under a strategy of several hosts, where TensorFlow cuts each batch into several steps.
+    A step of ``fit`` must be a batch of the loader: it cannot count one whose dataset was filtered, shortened
+    (``take``, ``skip``; pass ``steps_per_epoch``) or batched again behind the loader, nor one under a strategy of
+    several hosts, where TensorFlow cuts each batch into several steps.
 
     Args:
         loader: the loader that ``fit`` trains on, by :meth:`mploader.Loader.as_dataset`.
@@ -103,6 +104,7 @@ class ResumeCallback(keras.callbacks.Callback):  # type: ignore[misc]
         """
         _check_one_host(self.model.distribute_strategy)
         self._begun, self._is_resumed = 0, False
+        self._loader.consumption.give_up()  # what an earlier fit has left of its last epoch
         # The loader may have been moved by hand. Epochs of fit with steps_per_epoch are not those of the loader.
         self._done = self._loader.start.batch if self._steps == len(self._loader) else 0
         self._resume()
