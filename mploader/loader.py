@@ -6,6 +6,7 @@ import atexit
 import dataclasses
 import functools
 import html
+import inspect
 import math
 import os
 import threading
@@ -23,7 +24,7 @@ from mploader.bad_limit import BadLimit
 from mploader.bad_record import BadRecord
 from mploader.blame import MAX_HANGS_IN_A_ROW
 from mploader.buckets import BucketBy, LengthsOf, Measured
-from mploader.checks import seconds, whole_number
+from mploader.checks import seconds, takes_rng, whole_number
 from mploader.errors import ArgumentError, LoaderError, ResourceError, SampleError, SpecError, StallError
 from mploader.explain import Verdict, explain
 from mploader.layout import make_layout, make_whole_layout, varying_bytes
@@ -121,6 +122,11 @@ class Loader:
         budget = None if memory is None else resources.parse_bytes(memory, "memory")
         plan = Plan(num_samples, self._batch_size or 1, seed, bool(shuffle), drop_remainder, shard)
         self._plan = dataclasses.replace(plan, own_order=arrange(source, num_samples, plan.seed, shuffle))
+        if not self._plan.num_batches:
+            raise ArgumentError(
+                f"an epoch would be empty: {num_samples} samples do not fill one batch of "
+                f"{self._plan.global_batch_size}, and drop_remainder=True leaves out what does not"
+            )
         self._on_bad_sample = on_bad_sample
         self.bad_limit = BadLimit.of(max_bad_samples, on_bad_sample, self._plan.num_host_samples)
         payload.check_picklable("source", source)
@@ -562,6 +568,19 @@ def _check_source(source: Any) -> int:
 def _check_transform(transform: Any) -> None:
     if transform is not None and not callable(transform):
         raise ArgumentError(f"transform is a {type(transform).__name__}; it must be callable, or None")
+    if transform is None:
+        return
+    try:
+        signature = inspect.signature(transform)
+    except (TypeError, ValueError):  # a built-in without a signature
+        return
+    try:
+        signature.bind(*(None, None) if takes_rng(transform) else (None,))
+    except TypeError as error:
+        raise ArgumentError(
+            f"transform cannot be called: {error}. Wanted is transform(sample) or transform(sample, rng), not "
+            f"{signature}"
+        ) from None
 
 
 _open_loaders: weakref.WeakSet[Loader] = weakref.WeakSet()

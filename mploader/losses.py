@@ -152,8 +152,10 @@ class Losses:
             StallError: that is no longer the fault of one sample or one worker.
         """
         for member in hung:
+            at = self._crew.in_hand(member)
+            place = f", at sample {at.sample}" if at.ordinal >= 0 and at.sample >= 0 else ""
             text = printed(member.process) or " It printed nothing."
-            self._crew.stacks[member.process.index] = f"{member.process.name} ({member.process.state}):{text}"
+            self._crew.stacks[member.process.index] = f"{member.process.name} ({member.process.state}{place}):{text}"
         for member in hung:
             if self._crew.blame.stalled(self._crew.in_hand(member), member.process.index):
                 when = "(stall_timeout)" if member.is_ready else "at its start"

@@ -1,4 +1,7 @@
-"""A worker does not outlive its trainer. The first that a worker does, before it imports what takes time."""
+"""A worker does not outlive its trainer, and no child takes its place.
+
+The first that a worker imports, before what takes time.
+"""
 
 from __future__ import annotations
 
@@ -17,4 +20,16 @@ def die_with(parent: int) -> None:
     """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended before the call
+        os._exit(1)
+
+
+def end_if_forked(owner: int) -> None:
+    """Ends this process if it is a child that user code has forked and let come back: it must not do a worker's work.
+
+    Args:
+        owner: process id of the worker.
+    """
+    if os.getpid() != owner:
+        os.write(2, b"a child that the transform or the source has forked came back from it; it is ended here "
+                    b"(end a child by os._exit)\n")  # fmt: skip
         os._exit(1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ from mploader.arena import NOTHING_IN_HAND, WorkerArea
 from mploader.batch import Array, BatchLayout, BatchWriter, texts_of
 from mploader.cpuclock import CpuClock
 from mploader.errors import ArgumentError, SpecError
+from mploader.orphan import end_if_forked
 from mploader.reports import SampleReport
 from mploader.spec import STRING, ArraySpec, flatten, pack_as
 
@@ -70,6 +72,7 @@ class Streams:
         self._area = area
         self._open: dict[int, _Stream] = {}
         self._clock = CpuClock()
+        self._pid = os.getpid()
 
     def draw(self, message: messages.Draw, layout: BatchLayout, memory: Array) -> tuple[BatchWriter, messages.Drawn]:
         """Writes the next elements of a stream.
@@ -165,6 +168,8 @@ class Streams:
             return None
         except BaseException as error:  # user code: SystemExit and KeyboardInterrupt included
             raise StreamFailedError(self._report(stream, error)) from None
+        finally:
+            end_if_forked(self._pid)
         try:
             if self._job.prepare is not None:
                 element = self._job.prepare(element)

@@ -29,6 +29,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from mploader import messages
+from mploader.checks import whole_number
 from mploader.consumers import SlotCounts
 from mploader.errors import ArgumentError
 from mploader.statistics import Handover
@@ -68,8 +69,7 @@ class Trace:
 
     def __init__(self, path: str | os.PathLike[str], num_workers: int, max_events: int = MAX_EVENTS) -> None:
         self.path = os.fspath(path)
-        if max_events < 1:  # before the file is emptied
-            raise ArgumentError(f"max_events={max_events}: wants at least 1")
+        whole_number("max_events", max_events, 1)  # before the file is emptied
         try:
             fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         except OSError as error:
@@ -318,8 +318,18 @@ class _Writer:
 
 
 def _write_all(fd: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(fd, data):]
+    """Writes lines. If there is no room for all of them, the file ends with the last that is whole."""
+    written = 0
+    try:
+        while written < len(data):
+            written += os.write(fd, data[written:])
+    except OSError:
+        with contextlib.suppress(OSError):  # a pipe, say, cannot be cut
+            end = os.lseek(fd, 0, os.SEEK_CUR) - written + max(0, data.rfind(b",\n", 0, written))
+            os.ftruncate(fd, end)
+            os.lseek(fd, end, os.SEEK_SET)
+            os.write(fd, b"\n]\n" if end else b"[]\n")
+        raise
 
 
 def read_events(path: str | os.PathLike[str]) -> list[Event]:

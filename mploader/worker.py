@@ -28,6 +28,7 @@ from mploader.arena import NOTHING_IN_HAND, TEXT_BYTES, SlotMemory, WorkerArea
 from mploader.batch import BatchLayout, BatchWriter
 from mploader.checks import takes_rng
 from mploader.errors import SpecError
+from mploader.orphan import end_if_forked
 from mploader.plan import Plan, SampleRandom
 from mploader.reports import SampleReport
 from mploader.spec import describe_element, flatten
@@ -92,6 +93,7 @@ class Samples:
         self._renewal: tuple[int, int] | None = None
         self._source_changes = job.source_changes()
         self._random = SampleRandom(job.plan.seed) if job.takes_rng() else None
+        self._pid = os.getpid()
         self.stages = Stages()
 
     def renew(self, file: int, job_file: int) -> None:
@@ -121,6 +123,8 @@ class Samples:
             except BaseException as error:  # user code: StopIteration and SystemExit included
                 if pause_s is None or not reports.is_environment(error):
                     raise _SampleFailedError(reports.report_exception(index, self.where(index), error)) from None
+            finally:
+                end_if_forked(self._pid)
             for _ in range(round(pause_s / STEP_S)):
                 time.sleep(STEP_S)
                 self._area.step(self._area.ordinal, index)
@@ -347,7 +351,8 @@ class Worker:
             except _SampleFailedError as failure:
                 if self._job.on_bad_sample == "raise" or failure.report.group in ("environment", "spec"):
                     raise
-                bad.append(failure.report)
+                if candidate == index:  # another one is reported in its own place
+                    bad.append(failure.report)
             if self._job.on_bad_sample == "drop":
                 return
             candidate = self._job.plan.replacement(epoch, index, attempt)

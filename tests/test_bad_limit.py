@@ -65,6 +65,17 @@ def test_as_many_as_allowed_are_no_error(limit: Any, trips: bool) -> None:
             assert len(loader.bad_samples()) == 2 * len(BAD)
 
 
+def test_what_takes_the_place_of_a_bad_sample_counts_in_its_own_place_only() -> None:
+    half_are_bad = fail_at(*[index * index for index in range(1, SAMPLES, 2)])
+    for _ in range(2):
+        with Loader(
+            Squares(SAMPLES), half_are_bad, batch_size=5, num_workers=2, on_bad_sample="replace", max_bad_samples=50
+        ) as loader:
+            assert sum(len(batch) for batch in loader) == SAMPLES
+            assert [bad.index for bad in loader.bad_samples()] == list(range(1, SAMPLES, 2))
+            assert loader.statistics().bad_samples == 50
+
+
 @pytest.mark.parametrize(("share", "most"), [(0.29, 29), (0.07, 7), (0.57, 57), (0.001, 0), (1 / 3, 33)])
 def test_a_share_is_taken_as_it_is_written(share: float, most: int) -> None:
     with loader_of(share) as loader:

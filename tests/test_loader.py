@@ -452,6 +452,9 @@ def test_an_element_of_another_structure_or_dtype_is_named() -> None:
         ({"source": iter([1])}, "from_generator"),
         ({"source": 5}, "__getitem__"),
         ({"transform": 5}, "transform is a int"),
+        ({"transform": lambda: 1}, "Wanted is transform(sample) or transform(sample, rng), not ()"),
+        ({"transform": lambda a, b, c: 1}, "not (a, b, c)"),
+        ({"batch_size": 5, "drop_remainder": True}, "4 samples do not fill one batch of 5"),
     ],
 )
 def test_arguments_that_cannot_be_meant(options: dict[str, Any], message: str) -> None:

@@ -138,7 +138,7 @@ def test_no_file_is_touched_for_a_trace_of_no_events(tmp_path: pathlib.Path) -> 
     path = tmp_path / "run.json"
     path.write_text("kept")
     before = sorted(os.listdir("/proc/self/fd"))
-    with pytest.raises(ArgumentError, match="max_events=0: wants at least 1"):
+    with pytest.raises(ArgumentError, match="max_events=0: wants a whole number of at least 1"):
         Trace(path, num_workers=1, max_events=0)
     assert path.read_text() == "kept"
     assert sorted(os.listdir("/proc/self/fd")) == before
@@ -256,3 +256,24 @@ def test_a_killed_trainer_leaves_a_readable_file(tmp_path: pathlib.Path) -> None
     assert not text.rstrip().endswith("]")
     events = json.loads(text + "\n]")  # readers of the array form do without its end
     assert [event for event in events if event["name"].startswith("batch 0:")]
+
+
+FULL = """
+import json, resource, sys, numpy as np, mploader
+with mploader.Loader(range(64), lambda i: np.full(64, i, np.uint8), batch_size=4, num_workers=1) as loader:
+    next(iter(loader))
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_001, hard))  # as a disk that is full then
+    trace = loader.trace(sys.argv[1])
+    while not trace.is_over:
+        list(loader)
+    trace.stop()
+    print(len(json.load(open(sys.argv[1]))))
+"""
+
+
+def test_a_trace_on_a_full_disk_ends_with_its_last_whole_event(tmp_path: pathlib.Path, run_script: Any) -> None:
+    done = run_script(FULL, str(tmp_path / "run.json"))
+    assert int(done.stdout) > 50
+    assert "run.json ends here: File too large" in done.stderr
+    assert 19_000 < (tmp_path / "run.json").stat().st_size <= 20_001

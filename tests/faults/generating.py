@@ -22,6 +22,14 @@ def plain(shard: int, text_bytes: int = 0) -> Iterator[tuple[int, bytes]]:
         yield element(shard, place, text_bytes)
 
 
+def forking(shard: int) -> Iterator[tuple[int, bytes]]:
+    """As plain; at its second element it forks a child that comes back."""
+    for place, element in enumerate(plain(shard, 0)):
+        if place == 1 and os.fork():
+            os.wait()
+        yield element
+
+
 def dying(shard: int, folder: str, places: tuple[int, ...]) -> Iterator[tuple[int, bytes]]:
     """Kills its worker before one element after the other, one each time that it is called."""
     for place in range(ELEMENTS + 1):

@@ -1,4 +1,4 @@
-"""Forks of the trainer by user code: what both hold of a batch stays as it is."""
+"""Forks by user code: what trainer and child hold of a batch stays as it is, and a worker's child does no work."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import select
 
 import numpy as np
+import pytest
 
 from mploader import Loader
 
@@ -45,3 +46,20 @@ def test_a_batch_that_a_fork_holds_does_not_change_when_the_trainer_goes_on() ->
         assert 0 < now.slots_lent < now.slots, "slots that a fork may read are lost, and never all of them"
     os.close(go)
     os.close(start)
+
+
+def forking(sample: int) -> np.ndarray:
+    if sample % 7 == 3:
+        child = os.fork()
+        if child == 0:
+            if sample == 3:
+                raise ValueError("from a child")
+            return np.full((64, 64), -1, np.int32)
+        os.waitpid(child, 0)
+    return numbered(sample)
+
+
+def test_a_child_that_a_transform_forks_does_no_work_of_the_worker(capfd: pytest.CaptureFixture[str]) -> None:
+    with Loader(range(40), forking, batch_size=4, num_workers=2) as loader:
+        assert [int(batch[row, 0, 0]) for batch in loader for row in range(4)] == list(range(40))
+    assert "a child that the transform or the source has forked came back" in capfd.readouterr().err

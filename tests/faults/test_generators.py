@@ -78,6 +78,11 @@ def test_a_kill_inside_the_generator(places: tuple[int, ...], ordered: bool, tmp
     assert pool.statistics().restarts == len(places) == len(list(tmp_path.iterdir()))
 
 
+def test_a_child_that_a_generator_forks_does_no_work_of_the_worker() -> None:
+    pool = open_pool(generating.forking)
+    assert elements(pool.open_pass(), True) == expected()
+
+
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("point", ["result unsent", "result sent"])
 def test_a_kill_over_blocks_that_are_larger_than_a_slot(point: str, ordered: bool) -> None:

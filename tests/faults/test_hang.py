@@ -48,7 +48,7 @@ def test_a_transform_that_does_not_return(what: str, workers: int, tmp_path: pat
 
 def test_all_workers_hanging_is_an_error_with_their_stacks() -> None:
     loader = Loader(range(work.SAMPLES), work.Always(None), num_workers=2, stall_timeout=1, **OPTIONS)
-    with pytest.raises(StallError, match=r"(?s)no worker has made progress for 1 s.*in hang_here"):
+    with pytest.raises(StallError, match=r"(?s)no worker has made progress for 1 s.*, at sample \d+\).*in hang_here"):
         list(loader)
     with pytest.raises(StallError):
         iter(loader)
