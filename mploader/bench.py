@@ -7,6 +7,7 @@ batches or a trainer. It is measured before and after the loaders, because a mac
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import faulthandler
 import os
 import select
@@ -21,7 +22,7 @@ from typing import Any
 from mploader import payload
 from mploader.checks import takes_rng
 from mploader.errors import ArgumentError, WorkerError
-from mploader.explain import Verdict, explain
+from mploader.explain import Limit, Verdict, explain
 from mploader.loader import Loader
 from mploader.plan import SampleRandom
 from mploader.process import STDERR_BYTES, environment
@@ -62,12 +63,14 @@ class BenchReport:
         limit_samples_per_s: what as many bare processes reach.
         measured: one entry for each number of workers.
         batch_size: samples in a batch.
+        has_bad: whether bad samples were left out.
     """
 
     cpus: int
     limit_samples_per_s: float
     measured: tuple[Measured, ...]
     batch_size: int
+    has_bad: bool = False
 
     @property
     def best(self) -> Measured:
@@ -80,6 +83,19 @@ class BenchReport:
         enough = [one for one in self.measured if one.samples_per_s >= ENOUGH * self.best.samples_per_s]
         return min(enough, key=lambda one: one.workers)
 
+    @property
+    def _verdict(self) -> Verdict:
+        """That of the recommended number, which must not advise a number that was measured to be no better."""
+        verdict = self.recommended.verdict
+        if verdict.limit is not Limit.TOO_FEW_WORKERS:
+            return verdict
+        if self.recommended.workers == max(one.workers for one in self.measured):
+            return dataclasses.replace(verdict, change=f"{verdict.change} (measure it: --workers)")
+        return dataclasses.replace(
+            verdict, change="none", effect="more workers were measured and are not faster",
+            expected=verdict.samples_per_s,
+        )  # fmt: skip
+
     def __str__(self) -> str:
         rows = [f"{'workers':>7} {'samples/s':>10} {'of the limit':>12}  limit"]
         for one in self.measured:
@@ -89,8 +105,9 @@ class BenchReport:
             *rows,
             f"limit of this machine for these files ({self.cpus} bare processes that read and transform): "
             f"{self.limit_samples_per_s:,.0f} samples/s",
+            *(["bad samples were left out: `mploader verify PATH` lists them"] if self.has_bad else []),
             "",
-            str(self.recommended.verdict),
+            str(self._verdict),
             "",
             f"recommended: Loader(source, transform, batch_size={self.batch_size}, "
             f"num_workers={self.recommended.workers})",
@@ -114,25 +131,32 @@ def bench(
         workers: numbers of workers to try. None: 1, the processors that may be used, and twice as many.
         seconds: how long each number is measured, and the limit twice.
 
+    Bad samples are left out.
+
     Raises:
         ArgumentError: an argument cannot be meant.
-        SampleError: a sample cannot be made into an element.
+        SampleError: the first samples cannot be made into elements.
         WorkerError: a bare process has ended before its time, or hangs.
     """
     cpus = usable_cpus()
     counts = sorted({1, cpus, 2 * cpus} if workers is None else set(workers))
     if not counts or counts[0] < 1 or seconds <= 0:
         raise ArgumentError(f"workers={counts}, seconds={seconds}: wants numbers of at least 1 and a positive time")
+    # Tells of a transform that fails with everything, by the sample's name.
+    Loader(source, transform, batch_size=batch_size, num_workers=1, on_bad_sample="drop").close()
     before = measure_limit(source, transform, cpus, seconds)
     measured = tuple(_measure(source, transform, batch_size, count, cpus, seconds) for count in counts)
     after = measure_limit(source, transform, cpus, seconds)
-    return BenchReport(cpus, (before + after) / 2, measured, batch_size)
+    has_bad = any(one.verdict.statistics.bad_samples for one in measured)
+    return BenchReport(cpus, (before + after) / 2, measured, batch_size, has_bad)
 
 
 def _measure(
     source: Any, transform: Callable[..., Any] | None, batch_size: int, count: int, cpus: int, seconds: float
 ) -> Measured:
-    with Loader(source, transform, batch_size=batch_size, shuffle=True, num_workers=count) as loader:
+    with Loader(
+        source, transform, batch_size=batch_size, shuffle=True, num_workers=count, on_bad_sample="drop"
+    ) as loader:
         batches = _endless(loader)
         for _ in range(count):
             next(batches)  # every worker has begun
@@ -230,23 +254,32 @@ def _bare(job_fd: int, number: int, step: int, seconds: float) -> None:
     source, transform = payload.unpack(job_fd)
     random = SampleRandom(0) if transform is not None and takes_rng(transform) else None
 
+    good, failure = 0, None
+
     def make(turn: int) -> None:
+        nonlocal good, failure
         index = (number + turn * step) % len(source)
-        sample = source[index]
-        if random is not None:
-            transform(sample, random(0, index))
-        elif transform is not None:
-            transform(sample)
+        try:
+            sample = source[index]
+            if random is not None:
+                transform(sample, random(0, index))
+            elif transform is not None:
+                transform(sample)
+            good += 1
+        except Exception as error:
+            failure = failure or error
 
     for turn in range(WARM_UP):
         make(turn)
+    if failure is not None and not good:
+        raise failure
     print("warm", file=answers)
     sys.stdin.readline()
-    start_s, turn = time.monotonic(), 0
+    start_s, turn, good = time.monotonic(), 0, 0
     while time.monotonic() - start_s < seconds:
         make(turn)
         turn += 1
-    print(turn / (time.monotonic() - start_s), file=answers)
+    print(good / (time.monotonic() - start_s), file=answers)
 
 
 if __name__ == "__main__":

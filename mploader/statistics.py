@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from mploader import messages
 from mploader.consumers import ConsumerTime, SlotCounts
+from mploader.errors import ArgumentError
 from mploader.states import SlotState
 
 MARK_S = 5.0
@@ -171,7 +172,16 @@ class Statistics:
         """Returns what happened between an earlier snapshot of the same loader and this one.
 
         Totals are differences; numbers of slots are as they are in this snapshot.
+
+        Raises:
+            ArgumentError: that is no earlier snapshot of the same loader.
         """
+        if not isinstance(earlier, Statistics):
+            raise ArgumentError(f"since() wants an earlier statistics(), not {type(earlier).__name__}")
+        if len(earlier.workers) != len(self.workers) or any(
+            getattr(earlier, name) > getattr(self, name) for name in _TOTALS
+        ):
+            raise ArgumentError("since() wants an earlier snapshot of the same loader, not a later one or another's")
         workers = tuple(
             _difference(new, old, _WORKER_TOTALS) for new, old in zip(self.workers, earlier.workers, strict=True)
         )

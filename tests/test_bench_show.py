@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -15,6 +16,7 @@ from PIL import Image
 from mploader import Loader, WorkerError, cli, process
 from mploader.bench import BenchReport, bench, measure_limit
 from mploader.errors import ArgumentError, SampleError
+from mploader.explain import Limit
 from mploader.pictures import NO_LABEL, find_picture
 from mploader.show import CELL, draw
 from mploader.synth import synthesize
@@ -62,6 +64,29 @@ def fail(sample: int) -> int:
 def test_a_transform_that_fails_in_a_bare_process_is_told() -> None:
     with pytest.raises(WorkerError, match="ValueError: sample 0 is bad"):
         measure_limit(range(10), fail, 1, 0.1)
+
+
+def test_bench_leaves_bad_samples_out_and_says_so(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    def transform(sample: int) -> int:
+        if sample % 10 == 3:
+            raise ValueError("a bad sample")
+        return sample
+
+    report = bench(range(100), transform, batch_size=10, workers=[1], seconds=0.1)
+    assert report.limit_samples_per_s > 0
+    assert "bad samples were left out: `mploader verify PATH` lists them" in str(report)
+    with pytest.raises(SampleError, match="sample 0 failed in worker 0: ValueError: sample 0 is bad"):
+        bench(range(10), fail, workers=[1], seconds=0.1)
+
+
+def test_bench_advises_no_number_of_workers_that_it_has_found_to_be_no_faster() -> None:
+    report = bench(range(100), str, batch_size=10, workers=[1, 2], seconds=0.1)
+    one, two = report.measured
+    few = dataclasses.replace(one.verdict, limit=Limit.TOO_FEW_WORKERS, change="num_workers=2")
+    rows = (type(one)(1, 97.0, few), type(two)(2, 98.0, two.verdict))
+    assert "change:  none" in str(BenchReport(2, 100.0, rows, 10))
+    assert "more workers were measured and are not faster" in str(BenchReport(2, 100.0, rows, 10))
+    assert "change:  num_workers=2 (measure it: --workers)" in str(BenchReport(2, 100.0, rows[:1], 10))
 
 
 def print_much(sample: int) -> int:

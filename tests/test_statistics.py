@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import mploader
-from mploader import Loader
+from mploader import ArgumentError, Loader
 from mploader.states import SlotState
 from mploader.statistics import Counters, Handover
 from tests.conftest import kill_one
@@ -248,3 +248,15 @@ def test_an_interrupt_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> 
                 next(batches)
         assert not loader._pool._counters._time._waiting
         assert sum(1 for _ in batches) == 9
+
+
+def test_a_difference_is_refused_to_what_is_no_earlier_snapshot() -> None:
+    with Loader(range(4), batch_size=1, num_workers=2) as loader:
+        other = loader.statistics()
+    with Loader(range(40), batch_size=4, num_workers=1) as loader:
+        before = loader.statistics()
+        list(loader)
+        assert loader.statistics().since(before).batches == 10
+        for wrong in (None, other, dataclasses.replace(loader.statistics(), batches=99)):
+            with pytest.raises(ArgumentError, match="earlier"):
+                loader.statistics().since(wrong)  # type: ignore[arg-type]
