@@ -31,8 +31,9 @@ from dataclasses import dataclass
 import psutil
 from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.text import Text
 from stress import conditions
-from stress.chaos import Chaos, Incident
+from stress.chaos import Chaos, Incident, Workers
 from stress.checker import Checker, Tally
 from stress.live import view
 from stress.report import Check, Report
@@ -53,6 +54,7 @@ LAST_LOOK_S = 2.0
 """How long a loader that hangs is given to tell its statistics, and its workers to print their stacks."""
 REFRESHES_PER_S = 4
 INTERRUPTED = "interrupted by Ctrl-C"
+COLOURS = {True: "green", False: "red", None: "yellow"}
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ class StressTest:
             loader,
             Checker(plan, source, work, lambda: {bad.index for bad in loader.bad_samples()}, self.tally),
             Sampler(loader, self.progress, self._start_s),
-            Chaos(lambda: loader.worker_pids, options.kill_rate, options.stall_rate, options.seed, self._start_s),
+            Chaos(lambda: _workers(loader), options.kill_rate, options.stall_rate, options.stall_timeout, options.seed,
+                  self._start_s),
         )
         self._samples, self._incidents = running.sampler.samples, running.chaos.incidents
         try:
@@ -195,11 +198,16 @@ class StressTest:
         return view("mploader stress test", left_s, self._samples, self.tally, self._incidents, self.progress)
 
     def _await_replacements(self, running: Running) -> None:
-        """Gives the loader the time to replace the workers that were killed last."""
-        end_s = time.monotonic() + REPLACED_S
-        with self.progress.waiting("the replacement of the last workers"):
-            while running.loader.statistics().restarts < running.chaos.killed and time.monotonic() < end_s:
-                time.sleep(0.05)
+        """Gives the loader the time to replace the workers that were killed or, unless it is interrupted, stopped."""
+        chaos, is_whole = running.chaos, self._is_over
+        end_s = time.monotonic() + REPLACED_S + (self._options.stall_timeout if is_whole else 0)
+        while (now_s := time.monotonic()) < end_s:
+            with self.progress.waiting("the replacement of the last workers"):
+                chaos.note(_workers(running.loader), now_s)
+                restarts = running.loader.statistics().restarts
+            if restarts >= chaos.killed + chaos.recovered and not (is_whole and chaos.awaits_replacement):
+                return
+            time.sleep(0.05)
 
     def _take_stock(self, running: Running) -> None:
         """Draws the conclusions that need the loader. What needs its locks comes last: it may hang."""
@@ -237,6 +245,11 @@ class StressTest:
             {name: str(value) for name, value in vars(options).items()}, time.monotonic() - self._start_s,
             [ended, *self._checks], self._samples, self._incidents, self._statistics, self._verdict, self._stacks,
         )  # fmt: skip
+
+
+def _workers(loader: Loader) -> Workers:
+    pids, statistics = loader.worker_pids, loader.statistics()
+    return Workers(pids, [worker.batches for worker in statistics.workers], statistics.slots_leased)
 
 
 def _leftovers(before: tuple[int, int], is_tensorflow: bool) -> list[Check]:
@@ -285,8 +298,7 @@ def conclude(report: Report, folder: pathlib.Path, console: Console) -> None:
     """Writes the reports and prints the verdict."""
     report.write(folder)
     for check in report.checks:
-        console.print("[green]passed[/green]" if check.ok else "[red]FAILED[/red]", end="  ")
-        console.print(f"{check.name}: {check.detail}", markup=False)
+        console.print(Text.assemble((check.state, COLOURS[check.ok]), f"  {check.name}: {check.detail}"))
     console.print(report.verdict, markup=False)
     console.print(f"Reports: {folder / 'report.html'} and {folder / 'report.json'}", markup=False)
 

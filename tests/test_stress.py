@@ -28,12 +28,13 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "examples"))
 
 import stress_test  # noqa: E402
+from stress import chaos as chaos_module  # noqa: E402
 from stress import conditions, sampling  # noqa: E402
 from stress.background import Background  # noqa: E402
-from stress.chaos import Chaos, Incident  # noqa: E402
+from stress.chaos import Chaos, Incident, Workers  # noqa: E402
 from stress.checker import Checker, Tally  # noqa: E402
 from stress.live import view  # noqa: E402
-from stress.report import FEWEST_VALUES, growth  # noqa: E402
+from stress.report import FEWEST_VALUES, Check, Report, growth  # noqa: E402
 from stress.sampling import Progress, Sample  # noqa: E402
 from stress.workload import Indexed, Work  # noqa: E402
 
@@ -55,7 +56,9 @@ def test_a_quick_run_passes_and_leaves_its_reports(tmp_path: pathlib.Path) -> No
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads((tmp_path / "report.json").read_text())
     assert facts["ok"]
-    assert {check["name"]: check["ok"] for check in facts["checks"]}["no sample is lost"]
+    checks = {check["name"]: check["ok"] for check in facts["checks"]}
+    assert checks["no sample is lost"]
+    assert checks["stopped workers are replaced"]
     assert facts["incidents"]
     assert len(facts["samples"]) > 5
     page = (tmp_path / "report.html").read_text()
@@ -215,7 +218,7 @@ def verdicts(checks: list[Any]) -> list[bool]:
 
 
 def test_too_few_looks_tell_nothing() -> None:
-    assert verdicts(conditions.resources([look()] * 7, [], 1)) == [False, False]
+    assert verdicts(conditions.resources([look()] * 7, [], 1)) == [None, None]
     assert verdicts(conditions.resources([look()] * 8, [], 1)) == [True, True]
 
 
@@ -246,15 +249,87 @@ class Dies(Background):
 
 
 def test_threads_that_died_and_workers_that_were_not_replaced_are_told() -> None:
-    chaos, sampler = Chaos(list, 0, 0, 0, 0.0), Dies("sampler")
+    chaos, sampler = make_chaos(), Dies("sampler")
     chaos.incidents += [Incident(1.0, "kill", 7), Incident(1.1, "kill", 7), Incident(2.0, "stall", 8),
                         Incident(3.0, "kill", 9)]  # fmt: skip
-    assert verdicts(conditions.faults(chaos, sampler, restarts=2)) == [True, True, True]
+    assert verdicts(conditions.faults(chaos, sampler, restarts=2)) == [True, True, True, None]
     with sampler:
         pass
     checks = conditions.faults(chaos, sampler, restarts=1)
-    assert verdicts(checks) == [False, True, False]
+    assert verdicts(checks) == [False, True, False, None]
     assert "the thread dies" in checks[0].detail
+
+
+def make_chaos(kills_per_minute: float = 0.0, stalls_per_minute: float = 0.0) -> Chaos:
+    """One that looks at nothing by itself, for a ``stall_timeout`` of 2 s."""
+    return Chaos(lambda: Workers([], [], 0), kills_per_minute, stalls_per_minute, 2.0, seed=0, start_s=0.0)
+
+
+@pytest.fixture
+def signals(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
+    """The signals that were sent, to nobody."""
+    sent: list[tuple[int, str]] = []
+    monkeypatch.setattr(chaos_module.os, "kill", lambda pid, number: sent.append((pid, number.name)))
+    return sent
+
+
+def test_a_worker_that_starts_and_the_last_one_that_runs_are_not_stopped(signals: list[tuple[int, str]]) -> None:
+    chaos = make_chaos(stalls_per_minute=6_000)
+    chaos.strike(Workers([11, 12, 13], [5, 0, 0], 3), 1.0)
+    chaos.strike(Workers([11, 12, 13], [5, 1, 0], 3), 2.0)  # only 12 has made a batch, since it was seen first
+    assert signals == []
+    chaos.strike(Workers([11, 12], [6, 1, 0], 3), 3.0)  # one is missing: nobody knows whose batches these are
+    assert signals == []
+    chaos.strike(Workers([11, 12, 13], [6, 1, 0], 3), 4.0)
+    chaos.strike(Workers([11, 12, 13], [6, 1, 0], 3), 6.0)
+    assert [name for _, name in signals] == ["SIGSTOP"]
+    assert signals[0][0] in (11, 12)
+
+
+def test_the_only_worker_is_stopped_once_it_has_made_a_batch(signals: list[tuple[int, str]]) -> None:
+    chaos = make_chaos(stalls_per_minute=1)
+    chaos.strike(Workers([11], [0], 1), 1.0)
+    chaos.strike(Workers([11], [1], 1), 1.1)
+    assert signals == [(11, "SIGSTOP")]
+
+
+def stopped(signals: list[tuple[int, str]], kills_per_minute: float = 0.0) -> Chaos:
+    """A chaos that has stopped the only worker, 11, at 1 s."""
+    chaos = make_chaos(kills_per_minute, stalls_per_minute=0.001)
+    chaos._due_s["kill"] += 1.0
+    chaos.note(Workers([11], [0], 1), 0.9)
+    chaos.strike(Workers([11], [1], 1), 1.0)
+    assert signals == [(11, "SIGSTOP")]
+    return chaos
+
+
+def test_a_stopped_worker_is_not_killed_before_the_loader_had_its_time(signals: list[tuple[int, str]]) -> None:
+    chaos = stopped(signals, kills_per_minute=6_000)
+    chaos.strike(Workers([11], [1], 1), 11.9)
+    assert signals[1:] == []
+    chaos.strike(Workers([11], [1], 1), 12.1)
+    assert signals[1:] == [(11, "SIGKILL")]
+    assert (chaos.recovered, chaos.overdue, chaos.killed) == (0, 1, 1)
+    assert verdicts(conditions.faults(chaos, chaos, restarts=1)) == [True, True, True, False]
+
+
+def test_a_stall_counts_once_the_loader_has_recovered_from_it(signals: list[tuple[int, str]]) -> None:
+    chaos = stopped(signals)
+    assert chaos.awaits_replacement
+    assert verdicts(conditions.faults(chaos, chaos, restarts=0)) == [True, True, True, None]
+    chaos.note(Workers([], [1], 1), 3.5)
+    assert not chaos.awaits_replacement
+    assert chaos.recovered == 1
+    assert verdicts(conditions.faults(chaos, chaos, restarts=1)) == [True, True, True, True]
+
+
+def test_a_stopped_worker_without_work_need_not_be_replaced(signals: list[tuple[int, str]]) -> None:
+    chaos = stopped(signals)
+    chaos.note(Workers([11], [1], 0), 3.5)
+    assert not chaos.awaits_replacement
+    chaos.note(Workers([11], [1], 1), 20.0)
+    assert (chaos.recovered, chaos.overdue) == (0, 0)
+    assert verdicts(conditions.faults(chaos, chaos, restarts=0)) == [True, True, True, None]
 
 
 def test_the_live_view_shows_a_wait_that_lasts() -> None:
@@ -267,6 +342,23 @@ def test_the_live_view_shows_a_wait_that_lasts() -> None:
     assert "waiting 60." in shown
     assert "for batch 3 of epoch 0" in shown
     assert "4 workers replaced" in shown
+
+
+def test_checks_are_wrapped_at_words_and_say_what_was_not_tested(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checks = [Check("batches", ok, "seventy characters " * 9) for ok in (True, False, None)]
+    report = Report({}, 1.0, checks, [], [], "", "")
+    stress_test.conclude(report, tmp_path, Console(width=80))
+    shown = capsys.readouterr().out.partition("Reports:")[0]
+    assert set(shown.split()) == {"passed", "FAILED", "not", "tested", "batches:", "seventy", "characters"}
+    assert max(map(len, shown.splitlines())) <= 80
+    page = (tmp_path / "report.html").read_text()
+    assert "some checks FAILED, 1 not tested" in page
+    assert page.count("<td class=") == 3
+    facts = json.loads((tmp_path / "report.json").read_text())
+    assert [check["ok"] for check in facts["checks"]] == [True, False, None]
+    assert Report({}, 1.0, [checks[0], checks[2]], [], [], "", "").ok
 
 
 ENDLESS = ["--minutes", "60", "--workers", "1", "--kill-rate", "0", "--stall-rate", "0", "--image-size", "8"]

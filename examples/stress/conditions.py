@@ -50,7 +50,7 @@ def resources(samples: Sequence[Sample], reported: Sequence[BadSample], workers:
     """
     if len(samples) < FEWEST_VALUES:
         detail = f"{len(samples)} looks at the processes are too few to tell, it takes {FEWEST_VALUES}"
-        return [Check(name, False, detail) for name in ("the trainer's memory is flat", "descriptors are flat")]
+        return [Check(name, None, detail) for name in ("the trainer's memory is flat", "descriptors are flat")]
     each = sum(map(report_bytes, reported)) / max(1, len(reported))
     reports = growth([sample.bad_samples * each for sample in samples])
     memory = growth([sample.trainer_pss - sample.bad_samples * each for sample in samples])
@@ -70,7 +70,16 @@ def report_bytes(bad: BadSample) -> int:
 
 def faults(chaos: Chaos, sampler: Background, restarts: int) -> list[Check]:
     """What the test itself must have done, without which the other checks say little, and what must follow."""
+    replaced = restarts - chaos.recovered
     return [
         Check(f"the {name} ran to the end", not thread.failure, thread.failure or "yes")
         for name, thread in (("sampler", sampler), ("chaos", chaos))
-    ] + [Check("killed workers are replaced", restarts >= chaos.killed, f"{restarts} for {chaos.killed} killed")]
+    ] + [Check("killed workers are replaced", replaced >= chaos.killed, f"{replaced} for {chaos.killed} killed"),
+         _recoveries(chaos)]  # fmt: skip
+
+
+def _recoveries(chaos: Chaos) -> Check:
+    """Whether the loader has replaced the workers that hang. One that had no work needs no replacement."""
+    is_tested = chaos.recovered or chaos.overdue
+    return Check("stopped workers are replaced", not chaos.overdue if is_tested else None,
+                 f"{chaos.recovered} of {chaos.stopped}; {chaos.overdue} with work not within {chaos.patience_s:g} s")
