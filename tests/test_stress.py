@@ -66,6 +66,53 @@ def test_a_quick_run_passes_and_leaves_its_reports(tmp_path: pathlib.Path) -> No
     assert "http" not in page  # it needs nothing but itself
 
 
+@pytest.mark.parametrize(
+    ("option", "got", "wanted"),
+    [
+        ("--minutes", "0", "a number above 0"),
+        ("--minutes", "-1", "a number above 0"),
+        ("--minutes", "inf", "a number above 0"),
+        ("--workers", "0", "a whole number of at least 1"),
+        ("--workers", "1.5", "a whole number of at least 1"),
+        ("--batch-size", "0", "a whole number of at least 1"),
+        ("--image-size", "0", "a whole number of at least 1"),
+        ("--kill-rate", "-5", "a number of at least 0"),
+        ("--kill-rate", "nan", "a number of at least 0"),
+        ("--stall-rate", "-1", "a number of at least 0"),
+        ("--bad-rate", "2", "a number from 0 to 1"),
+        ("--speed", "-1", "a number of at least 0"),
+        ("--stall-timeout", "0", "a number above 0"),
+        ("--pause-limit", "0", "a number above 0"),
+        ("--seed", "-1", "a whole number of at least 0"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused(
+    option: str, got: str, wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        stress_test.parse([option, got])
+    assert ended.value.code == 2
+    assert f"argument {option}: {got!r} is not {wanted}\n" in capsys.readouterr().err
+
+
+def test_a_size_of_memory_that_cannot_be_meant_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        stress_test.parse(["--memory", "much"])
+    assert "argument --memory: memory='much'" in capsys.readouterr().err
+
+
+def test_reports_that_cannot_be_written_are_told_at_the_start(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stress_test, "StressTest", None)  # nothing may be run
+    (tmp_path / "file").touch()
+    (tmp_path / "folder" / "report.html").mkdir(parents=True)
+    for out in ("/proc/nowhere/reports", str(tmp_path / "file"), str(tmp_path / "folder")):
+        assert stress_test.main(["--out", out]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"stress_test.py: error: --out {out}: reports cannot be written there: ")
+
+
 def test_a_wrong_option_is_refused() -> None:
     command = [sys.executable, "examples/stress_test.py", "--kill-rate", "often"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -204,7 +251,10 @@ def test_statistics_have_to_agree_exactly() -> None:
     assert conditions.statistics_agree(counted(5, 48, 2), tally, False).ok
     for other in (counted(6, 58, 2), counted(4, 48, 2), counted(5, 49, 2), counted(5, 48, 1)):
         assert not conditions.statistics_agree(other, tally, False).ok
-    assert conditions.statistics_agree(counted(8, 78, 2), tally, True).ok
+    assert "TensorFlow" not in conditions.statistics_agree(counted(5, 48, 2), tally, True).detail
+    ahead = conditions.statistics_agree(counted(8, 78, 2), tally, True)
+    assert ahead.ok
+    assert ahead.detail.endswith("(5, 48, 2): TensorFlow holds what is more, in batches that were not consumed yet (3)")
     assert not conditions.statistics_agree(counted(50, 480, 2), tally, True).ok
 
 
@@ -453,13 +503,20 @@ def test_a_loader_that_cannot_be_made_is_a_failed_check(
 
 def interrupted(loader: Loader, test: stress_test.StressTest) -> Iterator[Any]:
     yield from first_three(loader, test)
+    sampling.INTERVAL_S = 60  # no more than one look from here on
+    test._samples.clear()
     raise KeyboardInterrupt
 
 
 def test_ctrl_c_leaves_a_report_of_what_was_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
-    code, passed, failed, _ = stress(monkeypatch, tmp_path, interrupted)
-    assert code == 130
-    assert failed["the test ran to its end"] == "interrupted by Ctrl-C"
+    code, passed, failed, report = stress(monkeypatch, tmp_path, interrupted)
+    assert code == 1
+    assert failed == {"the test ran to its end": "interrupted by Ctrl-C"}
+    states = {check["name"]: check["ok"] for check in report["checks"]}
+    assert states["the trainer's memory is flat"] is states["descriptors are flat"] is None
+    options = report["options"]
+    assert (options["minutes"], options["memory"], options["tensorflow"]) == (60.0, None, False)
+    assert options["out"] == str(tmp_path)
     assert passed["batches were delivered"] == "3"
 
 

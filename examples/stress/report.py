@@ -17,6 +17,7 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 860, 200, 64, 24, 12
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1")
 _CLASSES = {True: "ok", False: "bad", None: "untested"}
 
+REPORTS = ("report.json", "report.html")
 FEWEST_VALUES = 8
 """From fewer a growth cannot be told."""
 
