@@ -93,6 +93,8 @@ class StressTest:
         self._end_s = math.inf
         """When the time is over: set when loading begins, so that a slow start takes nothing of it."""
         self._due_s = 0.0
+        self._restarts = 0
+        """Workers replaced in the whole test: known at its end, when nobody looks at the processes any more."""
         self._before = psutil.Process().num_fds(), threading.active_count()
         self._running: Running | None = None
         self._samples: list[Sample] = []
@@ -198,7 +200,11 @@ class StressTest:
 
     def _view(self) -> RenderableType:
         left_s = min(60 * self._options.minutes, max(0.0, self._end_s - time.monotonic()))
-        return view("mploader stress test", left_s, self._samples, self.tally, self._incidents, self.progress)
+        seen = self._samples[-1].restarts if self._samples else 0
+        return view(
+            "mploader stress test", left_s, self._samples, self.tally, self._incidents, self.progress,
+            max(seen, self._restarts),
+        )  # fmt: skip
 
     def _await_replacements(self, running: Running) -> None:
         """Gives the loader the time to replace the workers that were killed or, unless it is interrupted, stopped."""
@@ -221,6 +227,7 @@ class StressTest:
         )
         self._checks += conditions.content(self.tally, running.checker)
         statistics = loader.statistics()
+        self._restarts = statistics.restarts
         self._checks += conditions.faults(running.chaos, running.sampler, statistics.restarts)
         self._checks += conditions.resources(self._samples, loader.bad_samples(), loader.num_workers)
         self._statistics, self._verdict = str(statistics), str(loader.explain())

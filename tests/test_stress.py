@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
@@ -387,11 +388,28 @@ def test_the_live_view_shows_a_wait_that_lasts() -> None:
     console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     with progress.waiting("batch 3 of epoch 0"):
         progress._asked_s -= 60
-        console.print(view("test", 0.0, [look(restarts=4)], Tally(), [], progress))
+        console.print(view("test", 0.0, [look()], Tally(), [], progress, 4))
     shown = console.export_text()
     assert "waiting 60." in shown
     assert "for batch 3 of epoch 0" in shown
     assert "4 workers replaced" in shown
+
+
+def test_a_small_terminal_shows_what_matters_and_what_has_room() -> None:
+    samples = [look(batches_per_s=float(number)) for number in range(100)]
+    incidents = [Incident(1.0, "kill", 7)] * 13
+    shown = {}
+    for width, height in ((80, 24), (40, 10), (40, 7)):
+        console = Console(width=width, height=height, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+        console.print(view("test", 12.0, samples, Tally(1_234, 12_345, bad=24), incidents, Progress(), 11))
+        shown[height] = console.export_text().splitlines()
+        words = " ".join(" ".join(line.strip("│ ") for line in shown[height]).split())
+        assert "1,234 batches, 12,345 samples checked: 0 lost, 0 duplicated, 0 corrupted" in words
+        assert "13 kills, 0 stalls, 11 workers replaced; 12 s left" in words
+        assert ("batches/s" in words, "descriptors" in words) == (height > 7, height > 10)
+    assert (len(shown[24]), len(shown[10])) == (14, 10)
+    (rate,) = (line for line in shown[24] if "batches/s" in line)
+    assert rate.rstrip("│ ").endswith("█")  # what was last, however little room there is
 
 
 def test_checks_are_wrapped_at_words_and_say_what_was_not_tested(
@@ -465,6 +483,26 @@ def test_short_epochs_fail_the_test(monkeypatch: pytest.MonkeyPatch, tmp_path: p
     assert not report["ok"]
     assert list(failed) == ["no sample is lost"]
     assert "epoch 0: ended after 3 of 625 batches" in failed["no sample is lost"]
+
+
+def kills_at_the_end(loader: Loader, test: stress_test.StressTest) -> Iterator[Any]:
+    """An epoch in which a worker is killed behind the last look at the processes."""
+    yield from first_three(loader, test)
+    running = test._running
+    assert running is not None
+    running.sampler.end()
+    (pid,) = loader.worker_pids
+    os.kill(pid, signal.SIGKILL)
+    running.chaos.incidents.append(Incident(1.0, "kill", pid))
+    test._end_s = 0.0
+
+
+def test_the_last_view_shows_the_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, passed, _, _ = stress(monkeypatch, tmp_path, kills_at_the_end)
+    assert passed["killed workers are replaced"] == "1 for 1 killed"
+    assert "1 kills, 0 stalls, 1 workers replaced; 0 s left" in capsys.readouterr().out
 
 
 def nothing(_: Loader, test: stress_test.StressTest) -> Iterator[Any]:
