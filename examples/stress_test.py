@@ -5,10 +5,11 @@
     python examples/stress_test.py --source DIR --tensorflow    # pictures of your own, through tf.data
 
 While it runs, workers are killed and stopped at random moments, and every batch is compared with the plan: samples
-lost, duplicated or corrupted must be 0. Memory, processors, descriptors, throughput and pauses are sampled twice a
-second and shown live. At the end it prints a verdict and writes report.json and report.html to --out. So it does after
-Ctrl-C, after an error of the loader, and after a wait of more than --pause-limit, which ends the test and shows the
-stacks. Exit status: 0 if no check has failed, 1 if one has, after Ctrl-C too; 2 if the command line cannot be meant.
+lost, duplicated or corrupted must be 0. A stopped worker is left alone until the loader has replaced it. Memory,
+processors, descriptors, throughput and pauses are sampled twice a second and shown live. At the end it prints a verdict
+and writes report.json and report.html to --out. So it does after Ctrl-C, after an error of the loader, and after a wait
+of more than --pause-limit, which ends the test and shows the stacks. Exit status: 0 if no check has failed, 1 if one
+has, after Ctrl-C too; 2 if the command line cannot be meant.
 """
 
 from __future__ import annotations

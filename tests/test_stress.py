@@ -408,6 +408,7 @@ def test_a_small_terminal_shows_what_matters_and_what_has_room() -> None:
         assert "13 kills, 0 stalls, 11 workers replaced; 12 s left" in words
         assert ("batches/s" in words, "descriptors" in words) == (height > 7, height > 10)
     assert (len(shown[24]), len(shown[10])) == (14, 10)
+    assert not set("▁█") & set("".join(shown[10]))  # there is room for the number alone
     (rate,) = (line for line in shown[24] if "batches/s" in line)
     assert rate.rstrip("│ ").endswith("█")  # what was last, however little room there is
 

@@ -15,7 +15,7 @@ from stress.checker import Tally
 from stress.sampling import Progress, Sample
 
 _BARS = "▁▂▃▄▅▆▇█"
-_BARS_SHOWN = 60
+_BARS_SHOWN, _FEWEST_BARS = 60, 5
 _FRAME_LINES, _FRAME_COLUMNS = 2, 4
 _GAP = 2
 LONG_S = 0.5
@@ -91,8 +91,8 @@ def view(
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """Draws the last ``width`` values as a line of bars, from zero up."""
-    shown = values[-width:] if width > 0 else []
+    """Draws the last ``width`` values as a line of bars, from zero up; nothing where a few would say little."""
+    shown = values[-width:] if width >= _FEWEST_BARS else []
     top = max(shown, default=0) or 1
     return "".join(_BARS[min(7, int(8 * value / top))] for value in shown)
 
