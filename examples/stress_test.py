@@ -5,10 +5,11 @@
     python examples/stress_test.py --source DIR --tensorflow    # pictures of your own, through tf.data
 
 While it runs, workers are killed and stopped at random moments, and every batch is compared with the plan: samples
-lost, duplicated or corrupted must be 0. Memory, processors, descriptors, throughput and pauses are sampled twice a
-second and shown live. At the end it prints a verdict and writes report.json and report.html to --out. So it does after
-Ctrl-C, after an error of the loader, and after a wait of more than --pause-limit, which ends the test and shows the
-stacks. Exit status: 0 if every check has passed, 1 if not, 130 after Ctrl-C.
+lost, duplicated or corrupted must be 0. A stopped worker is left alone until the loader has replaced it. Memory,
+processors, descriptors, throughput and pauses are sampled twice a second and shown live. At the end it prints a verdict
+and writes report.json and report.html to --out. So it does after Ctrl-C, after an error of the loader, and after a wait
+of more than --pause-limit, which ends the test and shows the stacks. Exit status: 0 if no check has failed, 1 if one
+has, after Ctrl-C too; 2 if the command line cannot be meant.
 """
 
 from __future__ import annotations
@@ -23,25 +24,29 @@ import math
 import os
 import pathlib
 import sys
+import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
 from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.text import Text
 from stress import conditions
-from stress.chaos import Chaos, Incident
+from stress.chaos import Chaos, Incident, Workers
 from stress.checker import Checker, Tally
 from stress.live import view
-from stress.report import Check, Report
+from stress.report import REPORTS, Check, Report
 from stress.sampling import Progress, Sample, Sampler
 from stress.watchdog import Watchdog, stacks
 from stress.workload import Indexed, Work
 
-from mploader import Loader
+from mploader import ArgumentError, Loader
 from mploader.plan import Plan
+from mploader.resources import parse_bytes
 from mploader.sources import open_source
 
 SYNTHETIC_SAMPLES = 20_000
@@ -53,6 +58,7 @@ LAST_LOOK_S = 2.0
 """How long a loader that hangs is given to tell its statistics, and its workers to print their stacks."""
 REFRESHES_PER_S = 4
 INTERRUPTED = "interrupted by Ctrl-C"
+COLOURS = {True: "green", False: "red", None: "yellow"}
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,8 @@ class StressTest:
         self._end_s = math.inf
         """When the time is over: set when loading begins, so that a slow start takes nothing of it."""
         self._due_s = 0.0
+        self._restarts = 0
+        """Workers replaced in the whole test: known at its end, when nobody looks at the processes any more."""
         self._before = psutil.Process().num_fds(), threading.active_count()
         self._running: Running | None = None
         self._samples: list[Sample] = []
@@ -126,7 +134,8 @@ class StressTest:
             loader,
             Checker(plan, source, work, lambda: {bad.index for bad in loader.bad_samples()}, self.tally),
             Sampler(loader, self.progress, self._start_s),
-            Chaos(lambda: loader.worker_pids, options.kill_rate, options.stall_rate, options.seed, self._start_s),
+            Chaos(lambda: _workers(loader), options.kill_rate, options.stall_rate, options.stall_timeout, options.seed,
+                  self._start_s),
         )
         self._samples, self._incidents = running.sampler.samples, running.chaos.incidents
         try:
@@ -192,14 +201,23 @@ class StressTest:
 
     def _view(self) -> RenderableType:
         left_s = min(60 * self._options.minutes, max(0.0, self._end_s - time.monotonic()))
-        return view("mploader stress test", left_s, self._samples, self.tally, self._incidents, self.progress)
+        seen = self._samples[-1].restarts if self._samples else 0
+        return view(
+            "mploader stress test", left_s, self._samples, self.tally, self._incidents, self.progress,
+            max(seen, self._restarts),
+        )  # fmt: skip
 
     def _await_replacements(self, running: Running) -> None:
-        """Gives the loader the time to replace the workers that were killed last."""
-        end_s = time.monotonic() + REPLACED_S
-        with self.progress.waiting("the replacement of the last workers"):
-            while running.loader.statistics().restarts < running.chaos.killed and time.monotonic() < end_s:
-                time.sleep(0.05)
+        """Gives the loader the time to replace the workers that were killed or, unless it is interrupted, stopped."""
+        chaos, is_whole = running.chaos, self._is_over
+        end_s = time.monotonic() + REPLACED_S + (self._options.stall_timeout if is_whole else 0)
+        while (now_s := time.monotonic()) < end_s:
+            with self.progress.waiting("the replacement of the last workers"):
+                chaos.note(_workers(running.loader), now_s)
+                restarts = running.loader.statistics().restarts
+            if restarts >= chaos.killed + chaos.recovered and not (is_whole and chaos.awaits_replacement):
+                return
+            time.sleep(0.05)
 
     def _take_stock(self, running: Running) -> None:
         """Draws the conclusions that need the loader. What needs its locks comes last: it may hang."""
@@ -210,6 +228,7 @@ class StressTest:
         )
         self._checks += conditions.content(self.tally, running.checker)
         statistics = loader.statistics()
+        self._restarts = statistics.restarts
         self._checks += conditions.faults(running.chaos, running.sampler, statistics.restarts)
         self._checks += conditions.resources(self._samples, loader.bad_samples(), loader.num_workers)
         self._statistics, self._verdict = str(statistics), str(loader.explain())
@@ -234,9 +253,14 @@ class StressTest:
         options = self._options
         ended = Check("the test ran to its end", not self.ended_by, self.ended_by or f"{options.minutes:g} minutes")
         return Report(
-            {name: str(value) for name, value in vars(options).items()}, time.monotonic() - self._start_s,
+            {**vars(options), "out": str(options.out)}, time.monotonic() - self._start_s,
             [ended, *self._checks], self._samples, self._incidents, self._statistics, self._verdict, self._stacks,
         )  # fmt: skip
+
+
+def _workers(loader: Loader) -> Workers:
+    pids, statistics = loader.worker_pids, loader.statistics()
+    return Workers(pids, [worker.batches for worker in statistics.workers], statistics.slots_leased)
 
 
 def _leftovers(before: tuple[int, int], is_tensorflow: bool) -> list[Check]:
@@ -255,21 +279,23 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument("--workers", type=int, default=None, help="None: as many as processors")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--image-size", type=int, default=96, help="height and width, in pixels")
+    parser.add_argument("--minutes", type=_number(float, 0, above=True), default=5.0)
+    parser.add_argument("--workers", type=_number(int, 1), default=None, help="None: as many as processors")
+    parser.add_argument("--batch-size", type=_number(int, 1), default=32)
+    parser.add_argument("--image-size", type=_number(int, 1), default=96, help="height and width, in pixels")
     parser.add_argument("--source", default="synthetic", help='"synthetic", or a path of pictures or shards')
-    parser.add_argument("--kill-rate", type=float, default=30.0, help="workers killed a minute")
-    parser.add_argument("--stall-rate", type=float, default=2.0, help="workers stopped a minute")
-    parser.add_argument("--bad-rate", type=float, default=0.01, help="part of the samples that are bad")
-    parser.add_argument("--speed", type=float, default=0.0, help="batches a second that the consumer takes; 0: all")
-    parser.add_argument("--memory", default=None, help='budget for slots, such as "64MiB"')
-    parser.add_argument("--stall-timeout", type=float, default=5.0, help="seconds")
+    parser.add_argument("--kill-rate", type=_number(float, 0), default=30.0, help="workers killed a minute")
+    parser.add_argument("--stall-rate", type=_number(float, 0), default=2.0, help="workers stopped a minute")
+    parser.add_argument("--bad-rate", type=_number(float, 0, 1), default=0.01, help="part of the samples that are bad")
+    parser.add_argument(
+        "--speed", type=_number(float, 0), default=0.0, help="batches a second that the consumer takes; 0: all"
+    )
+    parser.add_argument("--memory", type=_memory, default=None, help='budget for slots, such as "64MiB"')
+    parser.add_argument("--stall-timeout", type=_number(float, 0, above=True), default=5.0, help="seconds")
     limit = f"seconds that the trainer may wait for one thing; None: stall timeout + {START_S:.0f}"
-    parser.add_argument("--pause-limit", type=float, default=None, help=limit)
+    parser.add_argument("--pause-limit", type=_number(float, 0, above=True), default=None, help=limit)
     parser.add_argument("--tensorflow", action="store_true", help="through tf.data")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=_number(int, 0), default=0)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("stress-report"))
     parser.add_argument("--no-live", action="store_true", help="no live view")
     parser.add_argument("--quick", action="store_true", help="a fifth of a minute with many faults")
@@ -281,12 +307,53 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def _number(
+    kind: type[int] | type[float], low: float, high: float = math.inf, *, above: bool = False
+) -> Callable[[str], float]:
+    """Returns what reads a number from ``low`` to ``high``; ``above``: it has to be more than ``low``."""
+    wanted = f"a {'whole ' if kind is int else ''}number {'above' if above else 'of at least'} {low:g}"
+    if high < math.inf:
+        wanted = f"a number from {low:g} to {high:g}"
+
+    def read(text: str) -> float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = math.nan
+        if not low <= number <= high or (above and number == low) or math.isinf(number):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+        return number
+
+    return read
+
+
+def _memory(text: str) -> str:
+    """Checks a size in bytes."""
+    try:
+        parse_bytes(text, "memory")
+    except ArgumentError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _prepare(folder: pathlib.Path) -> None:
+    """Makes the folder of the reports, and sees that they can be written, before the test rather than after it.
+
+    Raises:
+        OSError: they cannot.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in REPORTS:
+        if (folder / name).exists():
+            (folder / name).open("a").close()
+    tempfile.TemporaryFile(dir=folder).close()
+
+
 def conclude(report: Report, folder: pathlib.Path, console: Console) -> None:
     """Writes the reports and prints the verdict."""
     report.write(folder)
     for check in report.checks:
-        console.print("[green]passed[/green]" if check.ok else "[red]FAILED[/red]", end="  ")
-        console.print(f"{check.name}: {check.detail}", markup=False)
+        console.print(Text.assemble((check.state, COLOURS[check.ok]), f"  {check.name}: {check.detail}"))
     console.print(report.verdict, markup=False)
     console.print(f"Reports: {folder / 'report.html'} and {folder / 'report.json'}", markup=False)
 
@@ -294,6 +361,12 @@ def conclude(report: Report, folder: pathlib.Path, console: Console) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the test and returns the exit status."""
     options = parse(arguments)
+    try:
+        _prepare(options.out)
+    except OSError as error:
+        print(f"stress_test.py: error: --out {options.out}: reports cannot be written there: {error.strerror}",
+              file=sys.stderr)  # fmt: skip
+        return 2
     logging.getLogger("mploader").setLevel(logging.ERROR)  # each lost worker is a warning, and they are the point
     console = Console(highlight=False)
     if options.tensorflow:
@@ -301,8 +374,6 @@ def main(arguments: list[str] | None = None) -> int:
     test = StressTest(options, console)
     report = test.run()
     conclude(report, options.out, console)
-    if test.ended_by == INTERRUPTED:
-        return 130
     return 0 if report.ok else 1
 
 

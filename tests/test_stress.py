@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
@@ -28,12 +29,13 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "examples"))
 
 import stress_test  # noqa: E402
+from stress import chaos as chaos_module  # noqa: E402
 from stress import conditions, sampling  # noqa: E402
 from stress.background import Background  # noqa: E402
-from stress.chaos import Chaos, Incident  # noqa: E402
+from stress.chaos import Chaos, Incident, Workers  # noqa: E402
 from stress.checker import Checker, Tally  # noqa: E402
 from stress.live import view  # noqa: E402
-from stress.report import FEWEST_VALUES, growth  # noqa: E402
+from stress.report import FEWEST_VALUES, Check, Report, growth  # noqa: E402
 from stress.sampling import Progress, Sample  # noqa: E402
 from stress.workload import Indexed, Work  # noqa: E402
 
@@ -55,12 +57,61 @@ def test_a_quick_run_passes_and_leaves_its_reports(tmp_path: pathlib.Path) -> No
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads((tmp_path / "report.json").read_text())
     assert facts["ok"]
-    assert {check["name"]: check["ok"] for check in facts["checks"]}["no sample is lost"]
+    checks = {check["name"]: check["ok"] for check in facts["checks"]}
+    assert checks["no sample is lost"]
+    assert checks["stopped workers are replaced"]
     assert facts["incidents"]
     assert len(facts["samples"]) > 5
     page = (tmp_path / "report.html").read_text()
     assert page.count("<svg") == 5
     assert "http" not in page  # it needs nothing but itself
+
+
+@pytest.mark.parametrize(
+    ("option", "got", "wanted"),
+    [
+        ("--minutes", "0", "a number above 0"),
+        ("--minutes", "-1", "a number above 0"),
+        ("--minutes", "inf", "a number above 0"),
+        ("--workers", "0", "a whole number of at least 1"),
+        ("--workers", "1.5", "a whole number of at least 1"),
+        ("--batch-size", "0", "a whole number of at least 1"),
+        ("--image-size", "0", "a whole number of at least 1"),
+        ("--kill-rate", "-5", "a number of at least 0"),
+        ("--kill-rate", "nan", "a number of at least 0"),
+        ("--stall-rate", "-1", "a number of at least 0"),
+        ("--bad-rate", "2", "a number from 0 to 1"),
+        ("--speed", "-1", "a number of at least 0"),
+        ("--stall-timeout", "0", "a number above 0"),
+        ("--pause-limit", "0", "a number above 0"),
+        ("--seed", "-1", "a whole number of at least 0"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused(
+    option: str, got: str, wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        stress_test.parse([option, got])
+    assert ended.value.code == 2
+    assert f"argument {option}: {got!r} is not {wanted}\n" in capsys.readouterr().err
+
+
+def test_a_size_of_memory_that_cannot_be_meant_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        stress_test.parse(["--memory", "much"])
+    assert "argument --memory: memory='much'" in capsys.readouterr().err
+
+
+def test_reports_that_cannot_be_written_are_told_at_the_start(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stress_test, "StressTest", None)  # nothing may be run
+    (tmp_path / "file").touch()
+    (tmp_path / "folder" / "report.html").mkdir(parents=True)
+    for out in ("/proc/nowhere/reports", str(tmp_path / "file"), str(tmp_path / "folder")):
+        assert stress_test.main(["--out", out]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"stress_test.py: error: --out {out}: reports cannot be written there: ")
 
 
 def test_a_wrong_option_is_refused() -> None:
@@ -201,7 +252,10 @@ def test_statistics_have_to_agree_exactly() -> None:
     assert conditions.statistics_agree(counted(5, 48, 2), tally, False).ok
     for other in (counted(6, 58, 2), counted(4, 48, 2), counted(5, 49, 2), counted(5, 48, 1)):
         assert not conditions.statistics_agree(other, tally, False).ok
-    assert conditions.statistics_agree(counted(8, 78, 2), tally, True).ok
+    assert "TensorFlow" not in conditions.statistics_agree(counted(5, 48, 2), tally, True).detail
+    ahead = conditions.statistics_agree(counted(8, 78, 2), tally, True)
+    assert ahead.ok
+    assert ahead.detail.endswith("(5, 48, 2): TensorFlow holds what is more, in batches that were not consumed yet (3)")
     assert not conditions.statistics_agree(counted(50, 480, 2), tally, True).ok
 
 
@@ -215,7 +269,7 @@ def verdicts(checks: list[Any]) -> list[bool]:
 
 
 def test_too_few_looks_tell_nothing() -> None:
-    assert verdicts(conditions.resources([look()] * 7, [], 1)) == [False, False]
+    assert verdicts(conditions.resources([look()] * 7, [], 1)) == [None, None]
     assert verdicts(conditions.resources([look()] * 8, [], 1)) == [True, True]
 
 
@@ -246,15 +300,87 @@ class Dies(Background):
 
 
 def test_threads_that_died_and_workers_that_were_not_replaced_are_told() -> None:
-    chaos, sampler = Chaos(list, 0, 0, 0, 0.0), Dies("sampler")
+    chaos, sampler = make_chaos(), Dies("sampler")
     chaos.incidents += [Incident(1.0, "kill", 7), Incident(1.1, "kill", 7), Incident(2.0, "stall", 8),
                         Incident(3.0, "kill", 9)]  # fmt: skip
-    assert verdicts(conditions.faults(chaos, sampler, restarts=2)) == [True, True, True]
+    assert verdicts(conditions.faults(chaos, sampler, restarts=2)) == [True, True, True, None]
     with sampler:
         pass
     checks = conditions.faults(chaos, sampler, restarts=1)
-    assert verdicts(checks) == [False, True, False]
+    assert verdicts(checks) == [False, True, False, None]
     assert "the thread dies" in checks[0].detail
+
+
+def make_chaos(kills_per_minute: float = 0.0, stalls_per_minute: float = 0.0) -> Chaos:
+    """One that looks at nothing by itself, for a ``stall_timeout`` of 2 s."""
+    return Chaos(lambda: Workers([], [], 0), kills_per_minute, stalls_per_minute, 2.0, seed=0, start_s=0.0)
+
+
+@pytest.fixture
+def signals(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
+    """The signals that were sent, to nobody."""
+    sent: list[tuple[int, str]] = []
+    monkeypatch.setattr(chaos_module.os, "kill", lambda pid, number: sent.append((pid, number.name)))
+    return sent
+
+
+def test_a_worker_that_starts_and_the_last_one_that_runs_are_not_stopped(signals: list[tuple[int, str]]) -> None:
+    chaos = make_chaos(stalls_per_minute=6_000)
+    chaos.strike(Workers([11, 12, 13], [5, 0, 0], 3), 1.0)
+    chaos.strike(Workers([11, 12, 13], [5, 1, 0], 3), 2.0)  # only 12 has made a batch, since it was seen first
+    assert signals == []
+    chaos.strike(Workers([11, 12], [6, 1, 0], 3), 3.0)  # one is missing: nobody knows whose batches these are
+    assert signals == []
+    chaos.strike(Workers([11, 12, 13], [6, 1, 0], 3), 4.0)
+    chaos.strike(Workers([11, 12, 13], [6, 1, 0], 3), 6.0)
+    assert [name for _, name in signals] == ["SIGSTOP"]
+    assert signals[0][0] in (11, 12)
+
+
+def test_the_only_worker_is_stopped_once_it_has_made_a_batch(signals: list[tuple[int, str]]) -> None:
+    chaos = make_chaos(stalls_per_minute=1)
+    chaos.strike(Workers([11], [0], 1), 1.0)
+    chaos.strike(Workers([11], [1], 1), 1.1)
+    assert signals == [(11, "SIGSTOP")]
+
+
+def stopped(signals: list[tuple[int, str]], kills_per_minute: float = 0.0) -> Chaos:
+    """A chaos that has stopped the only worker, 11, at 1 s."""
+    chaos = make_chaos(kills_per_minute, stalls_per_minute=0.001)
+    chaos._due_s["kill"] += 1.0
+    chaos.note(Workers([11], [0], 1), 0.9)
+    chaos.strike(Workers([11], [1], 1), 1.0)
+    assert signals == [(11, "SIGSTOP")]
+    return chaos
+
+
+def test_a_stopped_worker_is_not_killed_before_the_loader_had_its_time(signals: list[tuple[int, str]]) -> None:
+    chaos = stopped(signals, kills_per_minute=6_000)
+    chaos.strike(Workers([11], [1], 1), 11.9)
+    assert signals[1:] == []
+    chaos.strike(Workers([11], [1], 1), 12.1)
+    assert signals[1:] == [(11, "SIGKILL")]
+    assert (chaos.recovered, chaos.overdue, chaos.killed) == (0, 1, 1)
+    assert verdicts(conditions.faults(chaos, chaos, restarts=1)) == [True, True, True, False]
+
+
+def test_a_stall_counts_once_the_loader_has_recovered_from_it(signals: list[tuple[int, str]]) -> None:
+    chaos = stopped(signals)
+    assert chaos.awaits_replacement
+    assert verdicts(conditions.faults(chaos, chaos, restarts=0)) == [True, True, True, None]
+    chaos.note(Workers([], [1], 1), 3.5)
+    assert not chaos.awaits_replacement
+    assert chaos.recovered == 1
+    assert verdicts(conditions.faults(chaos, chaos, restarts=1)) == [True, True, True, True]
+
+
+def test_a_stopped_worker_without_work_need_not_be_replaced(signals: list[tuple[int, str]]) -> None:
+    chaos = stopped(signals)
+    chaos.note(Workers([11], [1], 0), 3.5)
+    assert not chaos.awaits_replacement
+    chaos.note(Workers([11], [1], 1), 20.0)
+    assert (chaos.recovered, chaos.overdue) == (0, 0)
+    assert verdicts(conditions.faults(chaos, chaos, restarts=0)) == [True, True, True, None]
 
 
 def test_the_live_view_shows_a_wait_that_lasts() -> None:
@@ -262,11 +388,46 @@ def test_the_live_view_shows_a_wait_that_lasts() -> None:
     console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     with progress.waiting("batch 3 of epoch 0"):
         progress._asked_s -= 60
-        console.print(view("test", 0.0, [look(restarts=4)], Tally(), [], progress))
+        console.print(view("test", 0.0, [look()], Tally(), [], progress, 4))
     shown = console.export_text()
     assert "waiting 60." in shown
     assert "for batch 3 of epoch 0" in shown
     assert "4 workers replaced" in shown
+
+
+def test_a_small_terminal_shows_what_matters_and_what_has_room() -> None:
+    samples = [look(batches_per_s=float(number)) for number in range(100)]
+    incidents = [Incident(1.0, "kill", 7)] * 13
+    shown = {}
+    for width, height in ((80, 24), (40, 10), (40, 7)):
+        console = Console(width=width, height=height, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+        console.print(view("test", 12.0, samples, Tally(1_234, 12_345, bad=24), incidents, Progress(), 11))
+        shown[height] = console.export_text().splitlines()
+        words = " ".join(" ".join(line.strip("│ ") for line in shown[height]).split())
+        assert "1,234 batches, 12,345 samples checked: 0 lost, 0 duplicated, 0 corrupted" in words
+        assert "13 kills, 0 stalls, 11 workers replaced; 12 s left" in words
+        assert ("batches/s" in words, "descriptors" in words) == (height > 7, height > 10)
+    assert (len(shown[24]), len(shown[10])) == (14, 10)
+    assert not set("▁█") & set("".join(shown[10]))  # there is room for the number alone
+    (rate,) = (line for line in shown[24] if "batches/s" in line)
+    assert rate.rstrip("│ ").endswith("█")  # what was last, however little room there is
+
+
+def test_checks_are_wrapped_at_words_and_say_what_was_not_tested(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checks = [Check("batches", ok, "seventy characters " * 9) for ok in (True, False, None)]
+    report = Report({}, 1.0, checks, [], [], "", "")
+    stress_test.conclude(report, tmp_path, Console(width=80))
+    shown = capsys.readouterr().out.partition("Reports:")[0]
+    assert set(shown.split()) == {"passed", "FAILED", "not", "tested", "batches:", "seventy", "characters"}
+    assert max(map(len, shown.splitlines())) <= 80
+    page = (tmp_path / "report.html").read_text()
+    assert "some checks FAILED, 1 not tested" in page
+    assert page.count("<td class=") == 3
+    facts = json.loads((tmp_path / "report.json").read_text())
+    assert [check["ok"] for check in facts["checks"]] == [True, False, None]
+    assert Report({}, 1.0, [checks[0], checks[2]], [], [], "", "").ok
 
 
 ENDLESS = ["--minutes", "60", "--workers", "1", "--kill-rate", "0", "--stall-rate", "0", "--image-size", "8"]
@@ -325,6 +486,26 @@ def test_short_epochs_fail_the_test(monkeypatch: pytest.MonkeyPatch, tmp_path: p
     assert "epoch 0: ended after 3 of 625 batches" in failed["no sample is lost"]
 
 
+def kills_at_the_end(loader: Loader, test: stress_test.StressTest) -> Iterator[Any]:
+    """An epoch in which a worker is killed behind the last look at the processes."""
+    yield from first_three(loader, test)
+    running = test._running
+    assert running is not None
+    running.sampler.end()
+    (pid,) = loader.worker_pids
+    os.kill(pid, signal.SIGKILL)
+    running.chaos.incidents.append(Incident(1.0, "kill", pid))
+    test._end_s = 0.0
+
+
+def test_the_last_view_shows_the_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, passed, _, _ = stress(monkeypatch, tmp_path, kills_at_the_end)
+    assert passed["killed workers are replaced"] == "1 for 1 killed"
+    assert "1 kills, 0 stalls, 1 workers replaced; 0 s left" in capsys.readouterr().out
+
+
 def nothing(_: Loader, test: stress_test.StressTest) -> Iterator[Any]:
     test._end_s = 0.0
     return iter(())
@@ -361,13 +542,20 @@ def test_a_loader_that_cannot_be_made_is_a_failed_check(
 
 def interrupted(loader: Loader, test: stress_test.StressTest) -> Iterator[Any]:
     yield from first_three(loader, test)
+    sampling.INTERVAL_S = 60  # no more than one look from here on
+    test._samples.clear()
     raise KeyboardInterrupt
 
 
 def test_ctrl_c_leaves_a_report_of_what_was_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
-    code, passed, failed, _ = stress(monkeypatch, tmp_path, interrupted)
-    assert code == 130
-    assert failed["the test ran to its end"] == "interrupted by Ctrl-C"
+    code, passed, failed, report = stress(monkeypatch, tmp_path, interrupted)
+    assert code == 1
+    assert failed == {"the test ran to its end": "interrupted by Ctrl-C"}
+    states = {check["name"]: check["ok"] for check in report["checks"]}
+    assert states["the trainer's memory is flat"] is states["descriptors are flat"] is None
+    options = report["options"]
+    assert (options["minutes"], options["memory"], options["tensorflow"]) == (60.0, None, False)
+    assert options["out"] == str(tmp_path)
     assert passed["batches were delivered"] == "3"
 
 

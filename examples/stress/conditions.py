@@ -36,8 +36,11 @@ def statistics_agree(statistics: Statistics, tally: Tally, is_tensorflow: bool) 
     """What the loader has counted must be what was checked; only tf.data takes batches ahead, and but a few."""
     counted = statistics.batches, statistics.samples, statistics.bad_samples
     checked = tally.batches, tally.samples, tally.bad
-    ok = counted == checked or (is_tensorflow and 0 < counted[0] - checked[0] <= AHEAD)
-    return Check("statistics agree", ok, f"batches, samples and bad samples {counted}, checked {checked}")
+    ahead = counted[0] - checked[0]
+    is_held = is_tensorflow and 0 < ahead <= AHEAD
+    why = f": TensorFlow holds what is more, in batches that were not consumed yet ({ahead})" if is_held else ""
+    return Check("statistics agree", counted == checked or is_held,
+                 f"batches, samples and bad samples {counted}, checked {checked}{why}")  # fmt: skip
 
 
 def resources(samples: Sequence[Sample], reported: Sequence[BadSample], workers: int) -> list[Check]:
@@ -50,7 +53,7 @@ def resources(samples: Sequence[Sample], reported: Sequence[BadSample], workers:
     """
     if len(samples) < FEWEST_VALUES:
         detail = f"{len(samples)} looks at the processes are too few to tell, it takes {FEWEST_VALUES}"
-        return [Check(name, False, detail) for name in ("the trainer's memory is flat", "descriptors are flat")]
+        return [Check(name, None, detail) for name in ("the trainer's memory is flat", "descriptors are flat")]
     each = sum(map(report_bytes, reported)) / max(1, len(reported))
     reports = growth([sample.bad_samples * each for sample in samples])
     memory = growth([sample.trainer_pss - sample.bad_samples * each for sample in samples])
@@ -70,7 +73,17 @@ def report_bytes(bad: BadSample) -> int:
 
 def faults(chaos: Chaos, sampler: Background, restarts: int) -> list[Check]:
     """What the test itself must have done, without which the other checks say little, and what must follow."""
+    replaced = restarts - chaos.recovered
     return [
         Check(f"the {name} ran to the end", not thread.failure, thread.failure or "yes")
         for name, thread in (("sampler", sampler), ("chaos", chaos))
-    ] + [Check("killed workers are replaced", restarts >= chaos.killed, f"{restarts} for {chaos.killed} killed")]
+    ] + [Check("killed workers are replaced", replaced >= chaos.killed, f"{replaced} for {chaos.killed} killed"),
+         _recoveries(chaos)]  # fmt: skip
+
+
+def _recoveries(chaos: Chaos) -> Check:
+    """Whether the loader has replaced the workers that hang. One that had no work needs no replacement."""
+    is_tested = chaos.recovered or chaos.overdue
+    late = f"; {chaos.overdue} had work and were not within {chaos.patience_s:g} s" if chaos.overdue else ""
+    return Check("stopped workers are replaced", not chaos.overdue if is_tested else None,
+                 f"{chaos.recovered} of {chaos.stopped} stopped{late}")  # fmt: skip

@@ -15,8 +15,9 @@ from stress.sampling import Sample
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 860, 200, 64, 24, 12
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1")
+_CLASSES = {True: "ok", False: "bad", None: "untested"}
 
-
+REPORTS = ("report.json", "report.html")
 FEWEST_VALUES = 8
 """From fewer a growth cannot be told."""
 
@@ -27,13 +28,18 @@ class Check:
 
     Attributes:
         name: what is asked.
-        ok: whether it holds.
+        ok: whether it holds; None: the test was too short to tell.
         detail: the numbers.
     """
 
     name: str
-    ok: bool
+    ok: bool | None
     detail: str
+
+    @property
+    def state(self) -> str:
+        """The outcome in words."""
+        return "not tested" if self.ok is None else "passed" if self.ok else "FAILED"
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,8 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether every check holds."""
-        return all(check.ok for check in self.checks)
+        """Whether no check has failed."""
+        return all(check.ok is not False for check in self.checks)
 
     def write(self, folder: pathlib.Path) -> None:
         """Writes ``report.json`` and ``report.html``."""
@@ -106,7 +112,7 @@ def _page(report: Report) -> str:
         }),
     ]  # fmt: skip
     checks = "".join(
-        f'<tr><td class="{"ok" if check.ok else "bad"}">{"passed" if check.ok else "FAILED"}</td>'
+        f'<tr><td class="{_CLASSES[check.ok]}">{check.state}</td>'
         f"<td>{html.escape(check.name)}</td><td>{html.escape(check.detail)}</td></tr>"
         for check in report.checks
     )
@@ -115,7 +121,9 @@ def _page(report: Report) -> str:
         for name, value in report.options.items()
     )
     state = "ok" if report.ok else "bad"
+    untested = sum(check.ok is None for check in report.checks)
     words = "all checks passed" if report.ok else "some checks FAILED"
+    words += f", {untested} not tested" if untested else ""
     return _FORM.format(
         state=state, words=words, seconds=report.seconds, checks=checks, charts="".join(charts), options=options,
         stacks=f"<h2>Where it stood</h2><pre>{html.escape(report.stacks)}</pre>" if report.stacks else "",
@@ -184,6 +192,7 @@ h1 {{ font-size: 1.5em }} h2 {{ font-size: 1.1em; margin-top: 2em }}
 table {{ border-collapse: collapse }} td, th {{ padding: .2em .8em .2em 0; text-align: left; vertical-align: top }}
 td {{ white-space: pre-line }}
 .ok {{ color: #2f855a }} .bad {{ color: #c53030; font-weight: bold }}
+.untested {{ color: #b7791f }}
 figure {{ margin: 1.4em 0 }} figcaption {{ font-weight: 600 }} figcaption span {{ font-weight: 400; margin-left: 1em }}
 figcaption i {{ display: inline-block; width: .8em; height: .8em; margin-right: .3em }}
 svg {{ width: 100%; height: auto }} svg text {{ font-size: 11px; fill: #4a5568 }}

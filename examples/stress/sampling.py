@@ -104,7 +104,7 @@ class Progress:
 class Sampler(Background):
     """A thread that looks at the processes until it is told to end.
 
-    The only one that asks the loader while it runs: others read what it has noted, so that a lock of the loader that
+    Only it and the chaos ask the loader while it runs: others read what it has noted, so that a lock of the loader that
     nobody gives back stops no other thread.
 
     Args:
