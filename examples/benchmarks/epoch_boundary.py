@@ -6,9 +6,15 @@ Photographs are decoded in epochs of 20 batches, while the loop does nothing els
 six batches of an epoch take beyond six times the mean of the other batches: what the boundary costs, once the batches
 that were made meanwhile are counted.
 
-Latest, on two cores of an AMD EPYC, epochs of 20 batches of random crops out of ``as_dataset()``: each took 0.86 to
-0.94 s. Between two, 54 to 83 ms pass until TensorFlow has an iterator again, or 0.4 s where Python's garbage collector
-goes through TensorFlow's objects; workers go on meanwhile, and the next batches follow at once.
+Latest, on two cores of an AMD EPYC beside other work, medians of five rounds, ms::
+
+    mploader           172 (74 to 429)    PyTorch DataLoader             3
+    mploader, NumPy     -1                Keras PyDataset              177
+                                          Hugging Face to_tf_dataset  10,430
+
+What is left of mploader's is TensorFlow's: a new iterator takes it 20 ms and the way to its first batch 33 ms, and every
+second or third time Python's garbage collector goes through TensorFlow's objects meanwhile, for 0.2 s. Workers go on;
+``as_dataset().repeat()`` has one iterator for all epochs.
 """
 
 from __future__ import annotations

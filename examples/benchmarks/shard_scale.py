@@ -11,6 +11,7 @@ Latest, on two cores of an AMD EPYC::
        100 shards   164 us a shard to index   0.00 s to open   21 us to read   217 bytes a shard kept
      1,000 shards   112 us                    0.01 s           30 us           154 bytes
     10,000 shards   124 us                    0.12 s           31 us           148 bytes
+   100,000 shards   114 us                    1.39 s           32 us           147 bytes
 """
 
 from __future__ import annotations
