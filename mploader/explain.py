@@ -28,6 +28,18 @@ HANDED_OVER = 250
 """Handing over is thought of from so many batches a second on: each costs the trainer a millisecond or so."""
 LOST_BATCHES = 20
 """More than one lost worker for so many batches is what limits."""
+LOST_S = 0.35
+"""What a lost worker costs: until another one works in its place (examples/benchmarks/recovery.py)."""
+LOSING = 0.1
+"""Workers that are being replaced for a greater part of the time are what limits, if they have time to spare."""
+
+
+CHEAPER_READING = "make reading cheaper: shards instead of many files, and no work in the source's __getitem__"
+CHEAPER_TRANSFORM = (
+    "make the transform cheaper: decode no larger than needed (mploader.images does), store smaller pictures; or use a "
+    "machine with more processors"
+)
+CHEAPER_WRITING = "make elements smaller: uint8 that the model converts, fewer pixels, no component that nobody uses"
 
 
 class Limit(enum.Enum):
@@ -36,6 +48,7 @@ class Limit(enum.Enum):
     TRAINING = "training"
     DECODING = "decoding"
     READING = "reading"
+    WRITING = "writing"
     TOO_FEW_WORKERS = "too few workers for the cores"
     SLOTS_HELD = "slots held downstream"
     TOO_LITTLE_MEMORY = "too little memory"
@@ -179,8 +192,8 @@ def explain(statistics: Statistics, cpus: int) -> Verdict:
     """
     numbers = _Numbers(statistics, cpus)
     if statistics.batches < 2 or numbers.statistics.active_s <= 0:
-        return _verdict(numbers, Limit.NOTHING_MEASURED, f"{statistics.batches} batches were delivered in this time",
-                        "take some batches first", "a verdict", 1.0)  # fmt: skip
+        reason = f"{_count(statistics.batches, 'batch', 'batches')} delivered; a time between two is needed"
+        return _verdict(numbers, Limit.NOTHING_MEASURED, reason, "take some batches first", "a verdict", 1.0)
     if statistics.waiting < WAITING:
         return _training(numbers)
     if statistics.restarts * LOST_BATCHES > statistics.batches:
@@ -189,12 +202,16 @@ def explain(statistics: Statistics, cpus: int) -> Verdict:
         return _slots(numbers)
     if numbers.busy >= BUSY:
         return _workers(numbers)
-    if statistics.restarts:
+    if statistics.restarts * LOST_S > LOSING * numbers.num_workers * statistics.active_s:
         return _lost(numbers)
     # With fewer slots than that a worker has none while the consumer holds one and another is on its way.
     too_few = statistics.slots < min(statistics.slots_wanted, numbers.num_workers + 2)
-    if too_few or numbers.full >= FULL or statistics.batches_copied * 2 > statistics.batches:
+    if too_few or statistics.batches_copied * 2 > statistics.batches:
         return _slots(numbers)
+    if numbers.full >= FULL:
+        # Batches that wait for an earlier one fill the slots while the consumer waits for that; ready ones, while it
+        # computes.
+        return _slots(numbers) if statistics.waiting * 2 > numbers.full else _training(numbers)
     if statistics.batches >= HANDED_OVER * statistics.active_s:
         return _handing_over(numbers)
     return _workers(numbers)  # which idle now and then because the machine is busy with something else
@@ -221,8 +238,8 @@ def _training(numbers: _Numbers) -> Verdict:
 def _lost(numbers: _Numbers) -> Verdict:
     statistics = numbers.statistics
     reason = (
-        f"{statistics.restarts} workers were lost while {statistics.batches} batches were made; the consumer waits "
-        f"{statistics.waiting:.0%} of its time, and the workers are busy {numbers.busy:.0%} of theirs"
+        f"{_count(statistics.restarts, 'worker', 'workers')} lost while {statistics.batches} batches were made; the "
+        f"consumer waits {statistics.waiting:.0%} of its time, and the workers are busy {numbers.busy:.0%} of theirs"
     )
     change = "see the log for how the workers ended: killed for want of memory, by a crash, or because they stalled"
     gain = numbers.gain(1 / numbers.busy if numbers.busy > 0 else 1.0)
@@ -231,10 +248,12 @@ def _lost(numbers: _Numbers) -> Verdict:
 
 def _workers(numbers: _Numbers) -> Verdict:
     """The workers have no time to spare: on what do they spend it?"""
-    reads = numbers.reading >= max(numbers.transforming, numbers.writing)
-    limit = Limit.READING if reads else Limit.DECODING
-    share = numbers.reading if reads else numbers.transforming
-    what = "reading" if reads else "the transform"
+    share, limit, what, cheaper = max(
+        (numbers.reading, Limit.READING, "reading", CHEAPER_READING),
+        (numbers.transforming, Limit.DECODING, "the transform", CHEAPER_TRANSFORM),
+        (numbers.writing, Limit.WRITING, "writing", CHEAPER_WRITING),
+        key=lambda stage: stage[0],
+    )
     count, cpus = numbers.num_workers, numbers.cpus
     waits = 1 - numbers.cpu - numbers.queued
     reason = f"the workers are busy {numbers.busy:.0%} of the time, {share:.0%} of it with {what}"
@@ -247,21 +266,18 @@ def _workers(numbers: _Numbers) -> Verdict:
         reason += f"; {count} workers run, and {cpus} processors may be used"
         gain = numbers.gain(cpus / count)
         return _verdict(numbers, Limit.TOO_FEW_WORKERS, reason, f"num_workers={cpus}", _up_to(numbers, gain), gain)
-    if numbers.queued >= QUEUED:
+    among_themselves = max(0.0, 1 - cpus / count)
+    if numbers.queued - among_themselves >= QUEUED:
         reason += (
             f"; they queue for a processor {numbers.queued:.0%} of it, because training or other programs use them too"
         )
-        gain = numbers.gain(1 / (1 - numbers.queued))
+        gain = numbers.gain((1 - among_themselves) / (1 - numbers.queued))
         change = "leave the loader more processors: fewer threads elsewhere, or a machine with more of them"
         return _verdict(numbers, limit, reason, change, _up_to(numbers, gain), gain)
     gain = numbers.gain(1 / (1 - share / 2))
-    if reads:
-        change = "make reading cheaper: shards instead of many files, and no work in the source's __getitem__"
-    else:
-        change = (
-            "make the transform cheaper: decode no larger than needed (mploader.images does), store smaller pictures; "
-            "or use a machine with more processors"
-        )
+    change = cheaper
+    if count > cpus and numbers.queued >= QUEUED:
+        change += f"; num_workers={cpus} is as fast"
     reason += f"; {count} workers use {cpus} processors"
     return _verdict(numbers, limit, reason, change, f"{what} in half the time: {_up_to(numbers, gain)}", gain)
 
@@ -301,6 +317,10 @@ def _handing_over(numbers: _Numbers) -> Verdict:
     gain = numbers.gain(1 / numbers.busy if numbers.busy > 0 else 1.0)
     change = "a larger batch_size=, or less Python work in the trainer's other threads"
     return _verdict(numbers, Limit.HANDING_OVER, reason, change, _up_to(numbers, gain), gain)
+
+
+def _count(number: int, one: str, more: str) -> str:
+    return f"1 {one} was" if number == 1 else f"{number} {more} were"
 
 
 def _up_to(numbers: _Numbers, gain: float) -> str:

@@ -203,3 +203,60 @@ def test_one_slow_sample_in_many_is_named() -> None:
         verdict = take(loader, 100)
     assert verdict.limit is Limit.DECODING, verdict
     assert "even out the work" in verdict.change
+
+
+def measured(workers: int = 2) -> Statistics:
+    with Loader(Numbers(), picture, batch_size=4, num_workers=workers) as loader:
+        sum(1 for _ in loader)
+        return loader.statistics()
+
+
+def shares(statistics: Statistics, *, busy: float, waiting: float, full: float, **stages: float) -> Statistics:
+    """The same with ten seconds of the consumer's time, and shares of it; ``stages`` are shares of the busy time."""
+    times = {"read_s": 0.0, "transform_s": 0.0, "write_s": 0.0, "queued_s": 0.0, "cpu_s": 1.0, **stages}
+    workers = tuple(
+        dataclasses.replace(
+            worker, busy_s=10 * busy, **{name: 10 * busy * share for name, share in times.items()}
+        )
+        for worker in statistics.workers
+    )
+    return dataclasses.replace(
+        statistics, workers=workers, waited_s=statistics.started_s + 10 * waiting, computing_s=10 * (1 - waiting),
+        copied_s=0.0, full_s=10 * full, lent_slot_s=20.0, batches=2000,
+    )  # fmt: skip
+
+
+def test_slots_full_of_ready_batches_are_no_fault_of_the_loader() -> None:
+    verdict = explain(shares(measured(), busy=0.17, waiting=0.16, full=0.69), cpus=2)
+    assert verdict.limit is Limit.TRAINING, verdict
+    verdict = explain(shares(measured(), busy=0.2, waiting=0.7, full=0.81), cpus=2)
+    assert verdict.limit is Limit.DECODING, verdict
+    assert "even out the work" in verdict.change
+
+
+def test_more_workers_than_processors_queue_for_each_other() -> None:
+    crowded = shares(measured(8), busy=0.98, waiting=0.95, full=0.0, transform_s=0.95, cpu_s=0.25, queued_s=0.75)
+    verdict = explain(crowded, cpus=2)
+    assert verdict.limit is Limit.DECODING, verdict
+    assert "other programs" not in verdict.reason
+    assert "num_workers=2 is as fast" in verdict.change
+    assert verdict.expected < 2 * verdict.samples_per_s
+
+
+def test_writing_is_the_limit_when_elements_are_large_and_cheap() -> None:
+    verdict = explain(shares(measured(), busy=0.93, waiting=0.9, full=0.0, write_s=0.92, transform_s=0.02), cpus=2)
+    assert verdict.limit is Limit.WRITING, verdict
+    assert "smaller" in verdict.change
+
+
+def test_one_lost_worker_in_a_long_time_is_not_the_limit() -> None:
+    busy = shares(measured(), busy=0.4, waiting=0.9, full=0.0)
+
+    def losing(restarts: int) -> Verdict:
+        first, *others = busy.workers
+        workers = (dataclasses.replace(first, restarts=restarts), *others)
+        return explain(dataclasses.replace(busy, workers=workers), cpus=2)
+
+    assert losing(1).limit is not Limit.WORKERS_LOST
+    assert losing(20).limit is Limit.WORKERS_LOST
+    assert "20 workers were lost" in losing(20).reason

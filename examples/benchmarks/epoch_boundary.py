@@ -12,8 +12,8 @@ Latest, on two cores of an AMD EPYC beside other work, medians of five rounds, m
     mploader, NumPy     -1                Keras PyDataset              177
                                           Hugging Face to_tf_dataset  10,430
 
-What is left of mploader's is TensorFlow's: a new iterator takes it 20 ms and the way to its first batch 33 ms, and every
-second or third time Python's garbage collector goes through TensorFlow's objects meanwhile, for 0.2 s. Workers go on;
+What is left of mploader's is TensorFlow's: a new iterator takes it 20 ms and the way to its first batch 33 ms, and now
+and then Python's garbage collector goes through TensorFlow's objects meanwhile, for 0.2 s. Workers go on;
 ``as_dataset().repeat()`` has one iterator for all epochs.
 """
 
