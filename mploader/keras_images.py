@@ -186,6 +186,8 @@ def _decode_with_pillow(data: bytes, kind: str, channels: int, max_pixels: int) 
                 return _with_alpha(gray if channels == 1 else np.repeat(gray, 3, axis=2), channels)
             if channels != 4:
                 picture.info.pop("transparency", None)  # convert() warns about it, and has no room for it
+            if channels == 1 and kind == "PNG" and _states_gamma(picture) and picture.mode not in ("L", "LA", "1"):
+                return _gray(np.asarray(picture.convert("RGB")))
             pixels = np.asarray(picture.convert(_PILLOW_MODES[channels]))
             return pixels.reshape(*pixels.shape[:2], channels)
     except (SampleError, MemoryError, ImportError):
@@ -194,6 +196,24 @@ def _decode_with_pillow(data: bytes, kind: str, channels: int, max_pixels: int) 
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the bytes are in memory: an errno is the machine's fault, not theirs
         raise SampleError(f"{what}: Pillow cannot decode it: {type(error).__name__}: {error}") from error
+
+
+def _states_gamma(picture: Any) -> bool:
+    """Whether a PNG says how its values relate to light: by a gamma, or as sRGB."""
+    info = picture.info
+    return "gamma" in info or "srgb" in info or b"sRGB" in info.get("icc_profile", b"")
+
+
+def _gray(pixels: Pixels) -> Pixels:
+    """The gray of colours of equal light, as libpng's ``png_set_rgb_to_gray`` works it out where a file states a gamma.
+
+    Returns:
+        uint8 (height, width, 1).
+    """
+    light = np.linspace(0, 1, 256, dtype=np.float32) ** np.float32(2.2)
+    luminance = light[pixels] @ np.array([0.299, 0.587, 0.114], np.float32)
+    gray: Pixels = np.rint(255 * luminance ** np.float32(1 / 2.2)).astype(np.uint8)[:, :, None]
+    return gray
 
 
 def _with_alpha(pixels: Pixels, channels: int) -> Pixels:

@@ -103,6 +103,8 @@ def _pad_of(value: Any, spec: ArraySpec, name: str, given: Any) -> Pad | None:
     pad = value if isinstance(value, Pad) else Pad(value)
     if pad.shape is not None and len(pad.shape) != len(spec.shape):
         raise ArgumentError(f"pad={given!r}: {name} has {len(spec.shape)} dimensions, Pad.shape has {len(pad.shape)}")
+    if isinstance(pad.value, (bool, np.bool_)) and spec.dtype != bool:
+        raise ArgumentError(f"pad={given!r}: wants the value to pad {name} with, such as pad=0, or mploader.Pad")
     return Pad(_filling(pad.value, spec, name, given), pad.shape, pad.multiple_of)
 
 

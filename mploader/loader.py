@@ -329,9 +329,8 @@ class Loader:
                 self._ahead = None
             self._next = self._consumed = start
             self._bad.load(
-                start, int(state.get("bad_samples", 0)), list(state.get("bad_indices", [])),
-                int(state.get("bad_in_epoch", 0)),
-            )  # fmt: skip
+                start, state.get("bad_samples", 0), state.get("bad_indices", []), state.get("bad_in_epoch", 0)
+            )
             self.consumption.clear()
         self._make_ahead()
 
@@ -536,6 +535,17 @@ class Loader:
         """Keeps what a delivered batch says of its bad samples; ``place`` is the one behind the batch."""
         with self._lock:
             self._bad.add(bad, place)
+
+
+def check_loader(name: str, loader: Any) -> Loader:
+    """Returns what a class of this package was given as its loader.
+
+    Raises:
+        ArgumentError: it is something else, such as the dataset.
+    """
+    if not isinstance(loader, Loader):
+        raise ArgumentError(f"{name}({type(loader).__name__}): wants the mploader.Loader whose as_dataset() is read")
+    return loader
 
 
 def _measure_lengths(

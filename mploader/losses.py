@@ -116,7 +116,7 @@ class Losses:
                 lease, kind = item.lease, StallError if status == STALLED else WorkerError
                 what = f"has killed {MAX_ATTEMPTS} workers"
                 if lease.stream >= 0:
-                    what = f"the generator of shard {lease.stream} {what} at element {member.area.ordinal}"
+                    what = f"the generator of shards[{lease.stream}] {what} at element {member.area.ordinal}"
                 else:
                     what = f"batch {lease.position} of epoch {lease.epoch} {what} outside any sample"
                 last = f"the last, {member.process.name}, {describe_ending(status)}.{printed(member.process)}"

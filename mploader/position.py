@@ -110,6 +110,8 @@ def restore(state: Any, plan: Plan, is_batched: bool, source: Mapping[str, Any],
             "as long as batch_size * hosts is the same. load_state_dict(state, strict=False) continues at this place "
             "all the same, and samples may then be left out or come twice."
         )
+    if strict and samples > plan.num_samples:
+        raise ArgumentError(f"this state is damaged: {samples} of {plan.num_samples} samples were consumed")
     samples = min(samples, plan.num_samples)
     batch, inside = plan.batch_at(samples)
     if inside and samples < plan.num_samples:
@@ -141,14 +143,28 @@ def _check_form(state: Any) -> tuple[int, int]:
             "mploader that saved it"
         )
     try:
-        epoch, samples = int(state["epoch"]), int(state["samples"])
-        is_filled = isinstance(state["plan"], Mapping) and isinstance(state["source"], Mapping)
-        if epoch < 0 or samples < 0 or not is_filled:
-            raise ValueError("out of range")
+        epoch, samples = _count(state["epoch"]), _count(state["samples"])
+        for name in ("bad_samples", "bad_in_epoch"):
+            _count(state.get(name, 0))
+        bad_indices = state.get("bad_indices", [])
+        is_filled = all(isinstance(state[name], Mapping) for name in ("plan", "source"))
+        if not is_filled or not isinstance(bad_indices, list):
+            raise TypeError("a part of it is missing")
+        for index in bad_indices:
+            _count(index)
     except (KeyError, TypeError, ValueError) as error:
         text = clip(json.dumps(state, default=repr), _TEXT_CHARACTERS)
         raise ArgumentError(f"this state is damaged ({type(error).__name__}: {error}): {text}") from None
     return epoch, samples
+
+
+def _count(value: Any) -> int:
+    """A number as a state holds it."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is no whole number")
+    if not 0 <= value < 2**48:
+        raise ValueError(f"{value} is out of range")
+    return value
 
 
 def _differences(what: str, saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:

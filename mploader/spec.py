@@ -74,6 +74,8 @@ class Pad:
     def __post_init__(self) -> None:
         if self.shape is not None:
             object.__setattr__(self, "shape", tuple(self.shape))
+            if not all(size is None or (isinstance(size, int) and size >= 0) for size in tuple(self.shape)):
+                raise ArgumentError(f"Pad(shape={self.shape!r}): wants a size of at least 0 or None for each dimension")
         if not isinstance(self.multiple_of, int) or self.multiple_of < 1:
             raise ArgumentError(f"Pad(multiple_of={self.multiple_of!r}): wants a whole number of at least 1")
 

@@ -303,6 +303,8 @@ def check_generator(generator: Any, shards: Any, args: Any) -> tuple[list[Any], 
         raise ArgumentError("shards is empty: generator(shard) is called once for each item of it")
     if isinstance(shards, (str, bytes)):
         raise ArgumentError(f"shards is the string {shards!r}; pass a list of items, such as [{shards!r}]")
+    if args is not None and not isinstance(args, (tuple, list)):
+        raise ArgumentError(f"args={args!r}: wants a tuple of further arguments, such as ({args!r},)")
     arguments = () if args is None else tuple(args)
     try:
         inspect.signature(generator).bind(items[0], *arguments)

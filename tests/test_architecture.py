@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(mploader.__file__).parent
 
 # A module may import what stands above it. A package stands for its modules, which may import each other.
 ROWS = [
-    ["errors", "faultpoints", "checks", "platform_check", "interpreter", "cpuclock"],
+    ["errors", "faultpoints", "checks", "platform_check", "interpreter", "orphan", "cpuclock"],
     ["permutation", "spec", "order", "proportions", "plan"],
     ["resources", "reports", "bad_limit"],
     ["sources", "synth_picture", "synth"],
@@ -21,7 +21,7 @@ ROWS = [
     ["pickling", "payload"],
     ["position", "bad_record"],
     ["stages", "streams", "worker"],
-    ["orphan", "process", "states", "schedule", "blame"],
+    ["process", "states", "schedule", "blame"],
     ["consumers", "statistics", "explain", "trace"],
     ["ledger", "crew", "intake", "losses", "supervisor", "pool"],
     ["run", "loader", "generators"],

@@ -276,7 +276,7 @@ def test_no_error_of_a_generator_is_followed_by_an_end(ordered: bool, shards: in
 
 def test_a_generator_that_crashes_its_worker_is_named() -> None:
     dataset = mploader.from_generator(crashes, shards=[5], output_signature=tf.TensorSpec((), tf.int64), num_workers=1)
-    with pytest.raises(tf.errors.OpError, match=r"generator of shard 0 has killed 3 workers at element 1.*SIGABRT"):
+    with pytest.raises(tf.errors.OpError, match=r"generator of shards\[0\] has killed 3 workers at element 1.*SIGABRT"):
         list(dataset)
 
 
@@ -358,6 +358,10 @@ def test_workers_do_not_import_tensorflow() -> None:
         ({"generator": 5}, "must be a callable"),
         ({"generator": lambda: iter(())}, "cannot be called with a shard"),
         ({"args": (1,)}, "cannot be called with a shard and 1 args"),
+        ({"args": 2}, r"args=2: wants a tuple of further arguments, such as \(2,\)"),
+        ({"ordered": "no"}, "ordered='no': wants True or False"),
+        ({"drop_remainder": 1}, "drop_remainder=1: wants True or False"),
+        ({"drop_remainder": True}, "it needs batch_size="),
         ({"batch_size": 0}, "batch_size=0"),
         ({"cycle_length": 0}, "cycle_length=0"),
         ({"block_length": True}, "block_length=True"),

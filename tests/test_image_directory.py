@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 import mploader
 from mploader import keras_images
@@ -143,6 +144,33 @@ def test_rgba_and_grayscale_of_png(tmp_path: Path) -> None:
     Image.fromarray(deep).save(tmp_path / "a" / "3.png")
     for color_mode in ("rgb", "rgba", "grayscale"):
         assert_equal(*both(tmp_path, shuffle=False, color_mode=color_mode), tolerance=0.8)
+
+
+def test_the_gray_of_a_png_that_states_a_gamma_is_that_of_its_light(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for name, chunk in (("plain", b""), ("gamma", struct.pack(">I", 45455))):
+        facts = PngImagePlugin.PngInfo()
+        if chunk:
+            facts.add(b"gAMA", chunk)
+        picture(1).save(tmp_path / "a" / f"{name}.png", pnginfo=facts)
+    assert_equal(*both(tmp_path, shuffle=False, color_mode="grayscale"), tolerance=1)
+    data = (tmp_path / "a" / "gamma.png").read_bytes()
+    found = keras_images.decode(data, 1, 10**6)
+    wanted = tf.io.decode_image(data, channels=1).numpy()
+    assert np.abs(found.astype(int) - wanted).mean() < 1
+
+
+@pytest.mark.photos
+def test_the_gray_of_photographs_is_that_of_keras() -> None:
+    for path in sorted(PHOTOS.rglob("*.png")):
+        wanted = tf.io.decode_image(path.read_bytes(), channels=1).numpy()
+        found = keras_images.decode(path.read_bytes(), 1, 10**9)
+        assert np.abs(found.astype(int) - wanted).mean() < 1, path
+
+
+def test_a_class_is_named_once(folder: Path) -> None:
+    with pytest.raises(mploader.ArgumentError, match="holds a name twice"):
+        mploader.image_dataset_from_directory(folder, class_names=["dogs", "dogs"])
 
 
 def test_what_keras_cannot_read_is_read(folder: Path) -> None:

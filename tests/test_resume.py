@@ -327,6 +327,16 @@ NO_STATES: list[tuple[Any, str]] = [
     ({"version": 1, "epoch": -1, "samples": 0, "plan": {}, "source": {}}, "damaged"),
     ({"version": 1, "epoch": "x", "samples": 0, "plan": {}, "source": {}}, "damaged"),
 ]
+DAMAGED = [
+    ("epoch", 1.5), ("epoch", 10**30), ("epoch", True), ("samples", 11), ("samples", None), ("bad_samples", None),
+    ("bad_samples", "x"), ("bad_in_epoch", -1), ("bad_indices", 3), ("bad_indices", [None]), ("plan", []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), DAMAGED)
+def test_a_damaged_state_is_refused(name: str, value: Any, numbers: Loader) -> None:
+    with pytest.raises(ArgumentError, match="this state is damaged"):
+        numbers.load_state_dict({**numbers.state_dict(), name: value})
 
 
 def test_what_is_no_state_is_refused(numbers: Loader) -> None:

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from mploader import ArgumentError, Loader
 from mploader.position import Position as Place
-from mploader.tfdata import Position, ResumeCallback
+from mploader.tfdata import Position, ResumeCallback, StatisticsCallback
 from tests.resume_data import make_loader
 from tests.resume_training import trained_on, uninterrupted
 
@@ -276,3 +276,9 @@ def test_a_position_is_known_again_after_numpy_batches_or_a_load() -> None:
         del peek
         next(batches)
         assert (loader.state_dict()["epoch"], loader.state_dict()["samples"]) == (1, 8)
+
+
+@pytest.mark.parametrize("kind", [Position, ResumeCallback, StatisticsCallback])
+def test_a_dataset_is_no_loader(kind: Any) -> None:
+    with make_loader() as loader, pytest.raises(ArgumentError, match=r"PrefetchDataset\): wants the mploader.Loader"):
+        kind(loader.as_dataset())

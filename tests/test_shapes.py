@@ -99,6 +99,7 @@ def test_strings_are_padded_with_strings() -> None:
         (256, "no value of element.*uint8"),
         ("x", "no value of element.*uint8"),
         (Pad(shape=(1, 2)), "1 dimensions"),
+        (True, r"pad=True: wants the value to pad element with, such as pad=0"),
         ((0, 1), "components"),
         ({"x": 0}, "components"),
     ],

@@ -51,6 +51,8 @@ class ImageFolder:
         self._directory = os.fspath(directory)
         found = _classes(self._directory)
         self._class_names = tuple(found if class_names is None else class_names)
+        if len(set(self._class_names)) < len(self._class_names):
+            raise ArgumentError(f"class_names={list(self._class_names)} holds a name twice")
         if missing := sorted(set(self._class_names) - set(found)):
             raise ArgumentError(f"class_names holds {missing}, but the folders of {self._directory} are {found}")
         endings = tuple(extension.lower() for extension in extensions)

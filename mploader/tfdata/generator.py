@@ -84,8 +84,13 @@ def from_generator(
     workers = resources.usable_cpus() if num_workers is None else whole_number("num_workers", num_workers, 1)
     cycle = whole_number("cycle_length", CYCLE_LENGTH if cycle_length is None else cycle_length, 1)
     whole_number("block_length", block_length, 1)
+    for name, value in (("ordered", ordered), ("drop_remainder", drop_remainder)):
+        if not isinstance(value, bool):
+            raise ArgumentError(f"{name}={value!r}: wants True or False")
     if batch_size is not None:
         whole_number("batch_size", batch_size, 1)
+    elif drop_remainder:
+        raise ArgumentError("drop_remainder=True says what becomes of the last batch: it needs batch_size=")
     stall_timeout_s = seconds("stall_timeout", stall_timeout)
     form = _Form(output_signature, batch_size, drop_remainder)
     job = StreamJob(generator, items, arguments, form.is_batched, form.prepare)

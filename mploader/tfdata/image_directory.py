@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from mploader import images
+from mploader.checks import whole_number
 from mploader.errors import ArgumentError, SourceError
 from mploader.keras_images import CHANNELS, KERNELS, KerasImage, LabelledFiles, list_files
 from mploader.loader import Loader
@@ -97,7 +98,7 @@ def image_dataset_from_directory(
     transform = _transform(color_mode, image_size, interpolation, crop_to_aspect_ratio, pad_to_aspect_ratio,
                            data_format)  # fmt: skip
     _check_split(validation_split, subset, shuffle, seed)
-    seed = int(np.random.randint(10**6)) if seed is None else int(seed)
+    seed = int(np.random.randint(10**6)) if seed is None else whole_number("seed", seed, 0)
     files = _find(os.fspath(directory), labels, class_names, tuple(e.lower() for e in formats), follow_links)
     paths, found_labels, names = files
     if verbose:
@@ -192,6 +193,8 @@ def _find(
         )  # fmt: skip
     except OSError as error:
         raise SourceError(f"the folder {directory} cannot be listed: {error.strerror}") from error
+    if class_names is not None and len(set(class_names)) < len(class_names):
+        raise ArgumentError(f"class_names={list(class_names)} holds a name twice")
     if class_names is not None and not set(class_names) <= set(folders):
         raise ArgumentError(f"class_names={list(class_names)} are not all folders of {directory}, which has {folders}")
     names = folders if class_names is None else list(class_names)

@@ -16,7 +16,7 @@ import tensorflow as tf
 from mploader import resources
 from mploader.errors import ArgumentError
 from mploader.explain import explain
-from mploader.loader import Loader
+from mploader.loader import Loader, check_loader
 from mploader.statistics import Statistics
 from mploader.trace import read_events
 
@@ -56,7 +56,7 @@ class StatisticsCallback(keras.callbacks.Callback):  # type: ignore[misc]
         print_line: Callable[[str], Any] | None = print,
     ) -> None:
         super().__init__()
-        self._loader = loader
+        self._loader = check_loader("StatisticsCallback", loader)
         self._print_line = print_line
         self._folder = None if log_dir is None else os.path.join(os.fspath(log_dir), "loader")
         self._writer: Any = None

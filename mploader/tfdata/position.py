@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from mploader.loader import Loader
+from mploader.loader import Loader, check_loader
 
 
 class Position(tf.train.experimental.PythonState):  # type: ignore[misc]
@@ -38,7 +38,7 @@ class Position(tf.train.experimental.PythonState):  # type: ignore[misc]
 
     def __init__(self, loader: Loader) -> None:
         super().__init__()
-        self._loader = loader
+        self._loader = check_loader("Position", loader)
         self._iterations = 0
         """How many were begun with :meth:`count`."""
         loader.consumption.is_counted = True

@@ -69,6 +69,8 @@ def from_pydataset(
 
 
 def _length(dataset: Any) -> int:
+    if isinstance(dataset, type):
+        raise ArgumentError(f"from_pydataset takes an object, not the class {dataset.__name__}: pass one of it")
     if not hasattr(dataset, "__getitem__") or not (hasattr(dataset, "num_batches") or hasattr(dataset, "__len__")):
         raise ArgumentError(
             f"from_pydataset takes a keras.utils.PyDataset, with __getitem__ and __len__, not {type(dataset).__name__}"
@@ -79,6 +81,8 @@ def _length(dataset: Any) -> int:
             f"{type(dataset).__name__}.num_batches is None, so it is infinite; an epoch needs an end. "
             "Return how many batches make an epoch"
         )
+    if not int(length):
+        raise ArgumentError(f"this {type(dataset).__name__} has no batches")
     return int(length)
 
 

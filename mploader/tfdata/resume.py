@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from mploader.errors import ArgumentError
-from mploader.loader import Loader
+from mploader.loader import Loader, check_loader
 
 # Keras saves whatever in a model's attributes is of this class, which has no public name in every version.
 _Saveable: Any = next(base for base in keras.Layer.__mro__ if base.__name__ == "KerasSaveable")
@@ -71,7 +71,7 @@ class ResumeCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def __init__(self, loader: Loader) -> None:
         super().__init__()
-        self._loader = loader
+        self._loader = check_loader("ResumeCallback", loader)
         self._saved = _SavedState(self)
         self._epoch = 0
         """The epoch of ``fit`` under way; it counts on across restarts."""
