@@ -6,6 +6,7 @@ import inspect
 import math
 import numbers
 import operator
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,18 @@ def seconds(name: str, value: Any) -> float:
     if not is_number or not 0 < value < math.inf:
         raise ArgumentError(f"{name}={value!r}: wants a positive number of seconds")
     return float(value)
+
+
+def path_text(name: str, value: Any, wanted: str) -> str:
+    """Returns the path of a file or folder as text.
+
+    Raises:
+        ArgumentError: it is neither text nor a path, or empty; ``wanted`` says what it names.
+    """
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(text, str) or not text:
+        raise ArgumentError(f"{name}={value!r}: wants {wanted}, as text or a path")
+    return text
 
 
 def takes_rng(transform: Callable[..., Any]) -> bool:

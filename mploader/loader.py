@@ -24,7 +24,7 @@ from mploader.bad_limit import BadLimit
 from mploader.bad_record import BadRecord
 from mploader.blame import MAX_HANGS_IN_A_ROW
 from mploader.buckets import BucketBy, LengthsOf, Measured
-from mploader.checks import seconds, takes_rng, whole_number
+from mploader.checks import path_text, seconds, takes_rng, whole_number
 from mploader.errors import ArgumentError, LoaderError, ResourceError, SampleError, SpecError, StallError
 from mploader.explain import Verdict, explain
 from mploader.layout import make_layout, make_whole_layout, varying_bytes
@@ -109,6 +109,9 @@ class Loader:
     ) -> None:
         num_samples = _check_source(source)
         _check_transform(transform)
+        if bucket_by is not None and not isinstance(bucket_by, BucketBy):
+            raise ArgumentError(f"bucket_by={bucket_by!r}: wants a mploader.BucketBy, or None")
+        trace = None if trace is None else path_text("trace", trace, "the name of a file")
         self._batch_size = None if batch_size is None else whole_number("batch_size", batch_size, 1)
         self._sizes_vary = bucket_by is not None and len(set(bucket_by.batch_sizes or ())) > 1
         if bucket_by is not None:

@@ -258,5 +258,8 @@ def _integer(name: str, value: object, low: int, high: int | None) -> int:
 def _shard(shard: object) -> tuple[int, int]:
     if not isinstance(shard, (tuple, list)) or len(shard) != 2:
         raise ArgumentError(f"shard={shard!r}: wanted is (index, count), as (0, 4) for the first of four")
-    count = _integer("shard[1], the number of hosts,", shard[1], 1, None)
-    return _integer("shard[0], the index of this host,", shard[0], 0, count - 1), count
+    try:
+        count = _integer("count", shard[1], 1, None)
+        return _integer("index", shard[0], 0, count - 1), count
+    except ArgumentError as error:
+        raise ArgumentError(f"shard={shard!r}, (index, count) of hosts: {error}") from None

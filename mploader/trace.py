@@ -29,7 +29,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from mploader import messages
-from mploader.checks import whole_number
+from mploader.checks import path_text, whole_number
 from mploader.consumers import SlotCounts
 from mploader.errors import ArgumentError
 from mploader.statistics import Handover
@@ -64,11 +64,11 @@ class Trace:
         max_events: events after which the trace stops and says so in its last event.
 
     Raises:
-        ArgumentError: the file cannot be written.
+        ArgumentError: the file cannot be written, or this is no name of one.
     """
 
     def __init__(self, path: str | os.PathLike[str], num_workers: int, max_events: int = MAX_EVENTS) -> None:
-        self.path = os.fspath(path)
+        self.path = path_text("path", path, "the name of a file")
         whole_number("max_events", max_events, 1)  # before the file is emptied
         try:
             fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)

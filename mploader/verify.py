@@ -13,14 +13,16 @@ from mploader.errors import SourceError
 from mploader.images import decode
 from mploader.loader import Loader
 from mploader.reports import BadSample
-from mploader.sources import Source, open_source
+from mploader.sources import Source, TarShards, TFRecordShards, open_source
 from mploader.sources.algebra import describe_sample
+from mploader.sources.files import file_state
 from mploader.sources.image_folder import EXTENSIONS
 from mploader.sources.recognise import open_each
 
 BATCH_SIZE = 32
 """Small, so that progress is told often."""
 STALL_TIMEOUT_S = 120.0
+EMPTY = "is empty (0 bytes), perhaps from a copy that was interrupted"
 
 _SHARD_PLACE = re.compile(r"(?P<file>.*), \w+ \d+ at byte (?P<byte>\d+)", re.DOTALL)
 _SIZES = re.compile(r"(, \d+ x \d+)?(, [\d,]+ bytes):")
@@ -62,14 +64,22 @@ class Finding:
     @classmethod
     def of_file(cls, file: str, error: SourceError) -> Finding:
         """From what a source says of a file that it cannot open."""
-        text = str(error).replace(f"{file} ", "", 1)
+        return cls._of_text(file, EMPTY if _is_empty(file) else str(error).replace(f"{file} ", "", 1))
+
+    @classmethod
+    def of_empty(cls, file: str) -> Finding:
+        """Of a shard without a byte, which a source counts as one of no samples."""
+        return cls._of_text(file, EMPTY)
+
+    @classmethod
+    def _of_text(cls, file: str, text: str) -> Finding:
         return cls(None, file, None, kind_of(text), text)
 
     def __str__(self) -> str:
         """The place and what is wrong there, in one line."""
         byte = "" if self.byte is None else f", byte {self.byte:,}"
         sample = "" if self.index is None else f", sample {self.index:,}"
-        return f"{self.file}{byte}{sample}: {' '.join(self.error.split())}"
+        return one_line(f"{self.file}{byte}{sample}: {' '.join(self.error.split())}")
 
 
 @dataclass(frozen=True)
@@ -158,18 +168,28 @@ def verify(
 def open_all(paths: Sequence[str]) -> tuple[list[Source], list[Finding]]:
     """Opens what lies at some paths; shards that cannot be opened are findings, and the others are opened without them.
 
+    So are shards without a byte: a writer makes one that gets no sample, and an interrupted copy leaves one behind.
+
     Raises:
         SourceError: nothing at all can be opened, or it is no data that mploader reads.
     """
     sources, findings = list[Source](), list[Finding]()
     for path in paths:
         try:
-            sources.append(open_source(path))
+            opened: Source | None = open_source(path)
         except SourceError:
             opened, refused = open_each(path)
-            sources += [] if opened is None else [opened]
             findings += [Finding.of_file(file, error) for file, error in refused.items()]
+        if opened is not None:
+            sources.append(opened)
+        if isinstance(opened, (TFRecordShards, TarShards)):
+            findings += map(Finding.of_empty, opened.empty_shards())
     return sources, findings
+
+
+def one_line(text: str) -> str:
+    """A text for a line of its own: characters that cannot be printed, such as a line's end, are escaped."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def kind_of(error: str) -> str:
@@ -206,6 +226,13 @@ class _CheckAfterGoodOne:
         for inside in sample:
             self.check(inside)
         return 0
+
+
+def _is_empty(file: str) -> bool:
+    try:
+        return file_state(file).size == 0
+    except OSError:
+        return False
 
 
 def _pictures(sample: Any) -> Iterable[Any]:

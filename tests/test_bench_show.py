@@ -152,6 +152,40 @@ def test_show_draws_each_picture_with_its_label(
     assert (centres.min(axis=-1) < 250).sum() == 8
 
 
+def test_show_counts_one_batch_and_takes_endings_in_capitals(
+    data: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "grid.PNG"
+    options = ["--output", str(output), "--batches", "1", "--batch-size", "4", "--size", "64"]
+    assert cli.main(["show", str(data / "folder"), *options]) == 0
+    assert capsys.readouterr().out.startswith("1 batch, ")
+    assert output.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["grid.txt", "grid", "grid.jpg", "png", ".png"])
+def test_show_writes_a_png_under_no_other_name(
+    data: pathlib.Path, name: str, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["show", str(data / "folder"), "--output", str(tmp_path / name)])
+    assert ended.value.code == 2
+    assert f"{str(tmp_path / name)!r} does not end in .png: a PNG file is written" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_show_names_the_command_that_lists_bad_files(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    synthesize(tmp_path / "data", count=2, classes=1)
+    bad = tmp_path / "data" / "class_00" / "000001.jpg"
+    bad.write_bytes(b"")
+    assert cli.main(["show", str(tmp_path / "data"), "--no-shuffle", "--output", str(tmp_path / "grid.png")]) == 1
+    told, advice = capsys.readouterr().err.splitlines()
+    assert f"{bad} is empty (0 bytes)" in told
+    assert advice == f"`mploader verify {tmp_path / 'data'}` lists what is bad there."
+    assert not (tmp_path / "grid.png").exists()
+
+
 AUGMENT = """
 import numpy as np
 def red(image, rng):

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 import mploader
-from mploader import Loader
+from mploader import BucketBy, Loader
 from mploader.spec import flatten
 from tests.conftest import kill_all, kill_one
 from tests.transforms import Squares, fail_at, identity, ids, large, noisy, process_id, square
@@ -448,6 +448,10 @@ def test_an_element_of_another_structure_or_dtype_is_named() -> None:
         ({"stall_timeout": 0}, "stall_timeout=0"),
         ({"stall_timeout": float("nan")}, "stall_timeout=nan"),
         ({"pad": (1, 2, 3)}, "pad"),
+        ({"bucket_by": 5}, "bucket_by=5: wants a mploader.BucketBy, or None"),
+        ({"bucket_by": BucketBy}, "bucket_by=<class 'mploader.buckets.BucketBy'>: wants a mploader.BucketBy, or None"),
+        ({"trace": 5}, "trace=5: wants the name of a file, as text or a path"),
+        ({"trace": ""}, "trace='': wants the name of a file, as text or a path"),
         ({"source": []}, "no samples"),
         ({"source": iter([1])}, "from_generator"),
         ({"source": 5}, "__getitem__"),
@@ -461,6 +465,12 @@ def test_arguments_that_cannot_be_meant(options: dict[str, Any], message: str) -
     arguments: dict[str, Any] = {"source": range(4), "transform": square, "batch_size": 2, "num_workers": 1, **options}
     with pytest.raises(mploader.ArgumentError, match=re.escape(message)):
         Loader(arguments.pop("source"), arguments.pop("transform"), **arguments)
+
+
+def test_a_trace_that_is_no_name_is_refused_before_any_process_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mploader.loader.Pool", lambda *_: pytest.fail("workers were started"))
+    with pytest.raises(mploader.ArgumentError, match="trace=5"):
+        Loader(range(4), batch_size=2, trace=5)  # type: ignore[arg-type]
 
 
 def test_an_unpicklable_transform_is_refused_before_any_process_starts() -> None:

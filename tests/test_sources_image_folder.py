@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,6 +113,12 @@ class TestLinks:
 
 
 class TestErrors:
+    @pytest.mark.parametrize("directory", [None, 5, "", b"photos"])
+    def test_what_is_no_name_of_a_folder(self, directory: Any) -> None:
+        message = f"directory={directory!r}: wants the name of a folder, as text or a path"
+        with pytest.raises(ArgumentError, match=re.escape(message)):
+            ImageFolder(directory)
+
     def test_missing_empty_and_flat(self, tmp_path: Path) -> None:
         with pytest.raises(SourceError, match="cannot be listed: No such file"):
             ImageFolder(tmp_path / "none")

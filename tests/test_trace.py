@@ -134,6 +134,11 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: pathlib.Path) -> None:
         Loader(range(8), slow_picture, batch_size=2, num_workers=1, trace=tmp_path / "missing" / "run.json")
 
 
+def test_a_name_that_is_none_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="path=5: wants the name of a file, as text or a path"):
+        Trace(5, num_workers=1)  # type: ignore[arg-type]
+
+
 def test_no_file_is_touched_for_a_trace_of_no_events(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "run.json"
     path.write_text("kept")

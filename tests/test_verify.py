@@ -130,6 +130,42 @@ def test_tar_shards(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is refused" in refused["error"]
 
 
+@pytest.mark.parametrize("format", ["tfrecord", "tar"])
+def test_a_shard_without_a_byte_is_bad(format: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = sorted((data / format).glob(f"*.{format}"))
+    os.truncate(shards[1], 0)
+    for is_indexed in (False, True):
+        facts = verify(capsys, data / format, status=1)
+        (finding,) = facts["findings"]
+        assert (finding["file"], finding["index"], finding["byte"]) == (str(shards[1]), None, None), is_indexed
+        assert finding["error"] == "is empty (0 bytes), perhaps from a copy that was interrupted"
+        assert facts["samples"] == COUNT - PER_SHARD
+    assert cli.main(["verify", str(data / format), "--workers", "1"]) == 1
+    assert capsys.readouterr().out.startswith(f"{shards[1]}: is empty (0 bytes), perhaps")
+
+
+def test_shards_of_which_none_has_a_byte_are_bad(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = sorted((data / "tar").glob("*.tar"))
+    for shard in shards:
+        os.truncate(shard, 0)
+    facts = verify(capsys, data / "tar", status=1)
+    assert [finding["file"] for finding in facts["findings"]] == list(map(str, shards))
+    assert facts["kinds"] == {"is empty (# bytes)": len(shards)}
+    facts = verify(capsys, shards[0], status=1)
+    assert (facts["samples"], facts["kinds"]) == (0, {"is empty (# bytes)": 1})
+
+
+def test_a_name_with_control_characters_stays_in_its_line(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = data / "folder" / "class_00"
+    names = ("00 gr\u00fcn\n\x1b[31m.jpg", os.fsdecode(b"00 \xff.jpg"), "00 \u65e5.jpg")
+    for name in names:
+        (folder / name).write_bytes(b"")
+    assert cli.main(["verify", str(data / "folder"), "--workers", "1"]) == 1
+    lines = capsys.readouterr().out.splitlines()[: len(names)]
+    shown = ["00 gr\u00fcn\\n\\x1b[31m.jpg", "00 \u65e5.jpg", "00 \\udcff.jpg"]
+    assert [line.partition(", sample ")[0] for line in lines] == [f"{folder}/{name}" for name in shown]
+
+
 def test_what_people_read(data: Path) -> None:
     bad = data / "folder" / "class_00" / "000000.jpg"
     bad.write_bytes(bad.read_bytes()[:1000])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 from mploader.commands.arguments import add_number
@@ -19,7 +20,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("path", metavar="PATH", help="an image folder, a folder of shards, a shard or a glob")
     parser.add_argument("--augment", metavar="MODULE:TRANSFORM", help="(image, rng) -> image; Resize if missing")
     parser.add_argument("--transform", metavar="MODULE:FUNCTION", help="(sample) or (sample, rng) -> element, instead")
-    parser.add_argument("--output", default="batches.png", metavar="FILE", help="where to write (batches.png)")
+    parser.add_argument(
+        "--output", type=_png, default="batches.png", metavar="FILE", help="where to write, a .png (batches.png)"
+    )
     parser.add_argument("--no-shuffle", action="store_true", help="in the order of the source")
     add_number(parser, "--batches", 2, "batches")
     add_number(parser, "--batch-size", 16, "pictures in a batch")
@@ -32,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """Draws and writes."""
     from mploader.commands.console import console
     from mploader.commands.objects import load
+    from mploader.errors import SampleError
     from mploader.images import Resize
     from mploader.loader import Loader
     from mploader.pictures import LabelledPicture
@@ -41,11 +45,23 @@ def run(args: argparse.Namespace) -> int:
     source = open_source(args.path)
     augment = load(args.augment) if args.augment else Resize(args.size, args.size)
     transform = load(args.transform) if args.transform else LabelledPicture(augment)
-    with Loader(
-        source, transform, batch_size=args.batch_size, shuffle=not args.no_shuffle, seed=args.seed, num_workers=1
-    ) as loader:
-        batches = [batch for _, batch in zip(range(args.batches), loader, strict=False)]
-        page = draw(batches, getattr(source, "class_names", ()), columns_for(args.batch_size))
+    try:
+        with Loader(
+            source, transform, batch_size=args.batch_size, shuffle=not args.no_shuffle, seed=args.seed, num_workers=1
+        ) as loader:
+            batches = [batch for _, batch in zip(range(args.batches), loader, strict=False)]
+            page = draw(batches, getattr(source, "class_names", ()), columns_for(args.batch_size))
+    except SampleError as error:
+        # What a loader advises is an option of its own, which this command does not have.
+        told = str(error).partition("\nMend the data or the transform, or pass on_bad_sample=")[0]
+        raise SampleError(f"{told}\n`mploader verify {args.path}` lists what is bad there.") from error
     save(page, args.output)
-    console.print(f"{len(batches)} batches, {page.width} x {page.height} pixels, in {args.output}", markup=False)
+    count = "1 batch" if len(batches) == 1 else f"{len(batches)} batches"
+    console.print(f"{count}, {page.width} x {page.height} pixels, in {args.output}", markup=False)
     return 0
+
+
+def _png(name: str) -> str:
+    if os.path.splitext(name)[1].lower() != ".png":
+        raise argparse.ArgumentTypeError(f"{name!r} does not end in .png: a PNG file is written")
+    return name

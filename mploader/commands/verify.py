@@ -65,9 +65,11 @@ def _facts(report: VerifyReport) -> dict[str, Any]:
 
 
 def _lines(report: VerifyReport) -> list[str]:
+    from mploader.verify import one_line
+
     rate = report.samples / max(report.seconds, 1e-9)
     checked = f"{report.samples:,} samples in {report.seconds:,.1f} s ({rate:,.0f}/s)"
     if report.is_good:
         return [f"{checked}: nothing is bad"]
-    counts = [f"{count:>7,}  {kind}" for kind, count in report.kinds().items()]
+    counts = [f"{count:>7,}  {one_line(kind)}" for kind, count in report.kinds().items()]
     return [*map(str, report.findings), "", f"{checked}: {len(report.findings):,} bad", *counts]

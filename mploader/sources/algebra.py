@@ -65,7 +65,11 @@ class Concat:
     """
 
     def __init__(self, sources: Sequence[Any]):
-        self._sources = tuple(checked_source(source) for source in sources)
+        try:
+            parts = iter(sources)
+        except TypeError:
+            raise ArgumentError(f"Concat: sources={sources!r}: wanted is a list of sources") from None
+        self._sources = tuple(checked_source(source) for source in parts)
         if not self._sources:
             raise ArgumentError("Concat([]): name at least one source")
         self._starts: Int64Array = np.concatenate([[0], np.cumsum([len(source) for source in self._sources])])
@@ -114,8 +118,7 @@ class Subset:
             end. Slices and ranges take no memory, others 8 bytes a sample.
 
     Raises:
-        ArgumentError: nothing is left, or the indices are neither.
-        IndexError: a number is outside of the source.
+        ArgumentError: nothing is left, the indices are neither, or a number is outside of the source.
     """
 
     def __init__(self, source: Any, indices: slice | range | npt.ArrayLike):
@@ -275,9 +278,11 @@ def _chosen(indices: slice | range | npt.ArrayLike, length: int) -> range | Int6
             f"Subset: indices of shape {numbers.shape} and dtype {numbers.dtype}; wanted are whole numbers, or one "
             f"truth value for each of the {length} samples"
         )
-    numbers = numbers.astype(np.int64)
-    numbers = np.where(numbers < 0, numbers + length, numbers)
-    outside = numbers[(numbers < 0) | (numbers >= length)]
+    outside = numbers[(numbers < -length) | (numbers >= length)]
     if outside.size:
-        raise IndexError(f"Subset: {outside.size} indices are outside of the {length} samples, one is {outside[0]}")
-    return numbers
+        raise ArgumentError(
+            f"Subset: {outside.size} of the indices, the first of them {outside[0]}, are outside of the {length} "
+            f"samples: wanted are numbers from {-length} to {length - 1}"
+        )
+    numbers = numbers.astype(np.int64)
+    return np.where(numbers < 0, numbers + length, numbers)

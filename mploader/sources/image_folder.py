@@ -10,6 +10,7 @@ from typing import overload
 
 import numpy as np
 
+from mploader.checks import path_text
 from mploader.errors import ArgumentError, SampleError, SourceError
 from mploader.sources.base import Int64Array, PackedStrings, PathLike, checked_index
 from mploader.sources.files import read_whole
@@ -37,7 +38,7 @@ class ImageFolder:
 
     Raises:
         SourceError: the folder is missing or unreadable, has no sub-folders, or there is no image below it.
-        ArgumentError: a class of `class_names` has no folder.
+        ArgumentError: a class of `class_names` has no folder, or the directory is no name of one.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class ImageFolder:
         follow_links: bool = False,
         class_names: Sequence[str] | None = None,
     ):
-        self._directory = os.fspath(directory)
+        self._directory = path_text("directory", directory, "the name of a folder")
         found = _classes(self._directory)
         self._class_names = tuple(found if class_names is None else class_names)
         if len(set(self._class_names)) < len(self._class_names):

@@ -43,11 +43,16 @@ class Mix:
     is_endless = True
 
     def __init__(self, sources: Mapping[Any, float] | Iterable[tuple[Any, float]], *, length: int | None = None):
-        pairs = list(sources.items() if isinstance(sources, Mapping) else sources)
+        wanted = "wanted is a dict of source to weight, or pairs (source, weight)"
+        try:
+            given = iter(sources.items() if isinstance(sources, Mapping) else sources)
+        except TypeError:
+            raise ArgumentError(f"Mix: sources={sources!r}: {wanted}") from None
+        pairs = list(given)
         if not pairs:
             raise ArgumentError("Mix({}): name at least one source and its weight")
         if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
-            raise ArgumentError("Mix: wanted is a dict of source to weight, or pairs (source, weight)")
+            raise ArgumentError(f"Mix: {wanted}")
         self._sources = tuple(checked_source(source) for source, _ in pairs)
         self._weights = proportions.whole_weights([weight for _, weight in pairs])
         self._length = self._until_first_end() if length is None else operator.index(length)

@@ -91,6 +91,10 @@ class Shards:
         """The number of samples in each shard, int64, shape (shards,); an unreadable rest counts as one."""
         return np.diff(self._starts)
 
+    def empty_shards(self) -> list[str]:
+        """The paths of the shards without a byte."""
+        return [self._paths[shard] for shard in np.flatnonzero(self._sizes == 0).tolist()]
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 
