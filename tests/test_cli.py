@@ -129,6 +129,35 @@ def test_index_refuses_a_shard_that_was_cut_until_told_to_rebuild(
     assert capsys.readouterr().out.startswith("1 TFRecord shards, 2 records")
 
 
+@pytest.mark.parametrize("format", ["tfrecord", "tar"])
+def test_index_names_damaged_shards_and_keeps_its_index(
+    format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    synthesize(tmp_path, format=format, count=9, shard_size=3, classes=2)
+    first, _, last = sorted(tmp_path.glob(f"*.{format}"))
+    for shard in (first, last):
+        os.truncate(shard, shard.stat().st_size - 20_000)
+    for _ in ("read through", "from the index"):
+        assert cli.main(["index", str(tmp_path)]) == 1
+        counted, *damaged = capsys.readouterr().out.splitlines()
+        assert counted.startswith(f"3 {'TFRecord' if format == 'tfrecord' else 'tar'} shards, 9 ")
+        for line, shard in zip(damaged, (first, last), strict=True):
+            place = rf"{shard}, (record|sample) 2 at byte \d+: the rest of the shard, \d+ bytes, cannot be read: "
+            assert re.match(place, line)
+        assert (tmp_path / f"{format}.mpl-index").exists()
+
+
+def test_a_damaged_shard_that_is_gone_is_named(tmp_path: Path) -> None:
+    synthesize(tmp_path, format="tfrecord", count=6, shard_size=3, classes=2)
+    shard = min(tmp_path.glob("*.tfrecord"))
+    os.truncate(shard, shard.stat().st_size - 20_000)
+    source = TFRecordShards(tmp_path)
+    shard.unlink()
+    (told,) = source.damaged_shards().items()
+    assert told[0] == str(shard)
+    assert "is gone now" in told[1]
+
+
 @pytest.mark.parametrize(
     ("formats", "message"),
     [

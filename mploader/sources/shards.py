@@ -95,6 +95,19 @@ class Shards:
         """The paths of the shards without a byte."""
         return [self._paths[shard] for shard in np.flatnonzero(self._sizes == 0).tolist()]
 
+    def damaged_shards(self) -> dict[str, str]:
+        """The path of each shard with an unreadable rest, and where and why, as far as it can be read now."""
+        told = {}
+        for shard in np.flatnonzero(self._damaged).tolist():
+            index = int(self._starts[shard + 1]) - 1
+            try:
+                told[self._paths[shard]] = str(self._unreadable(index, shard))
+            except SampleError as error:
+                told[self._paths[shard]] = str(error)
+            except OSError as error:
+                told[self._paths[shard]] = f"{self.describe(index)}: {error.strerror or error}"
+        return told
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 
@@ -109,16 +122,19 @@ class Shards:
         position = checked_index(index, len(self))
         shard, start, end = self._locate(position)
         if self._damaged[shard] and position + 1 == self._starts[shard + 1]:
-            raise self._error(
-                position,
-                f"the rest of the shard, {end - start} bytes, cannot be read: {self._why_unreadable(shard)}",
-            )
+            raise self._unreadable(position, shard)
         if end - start > MAX_READ_BYTES:
             raise self._error(position, f"{end - start} bytes are more than the {MAX_READ_BYTES} of the largest sample")
         record = self._read(position, shard, start, end - start)
         if len(record) < end - start:  # cut at this very moment
             raise self._changed(position, f"it ends at byte {start + len(record)}")
         return self._sample(record, shard, position)
+
+    def _unreadable(self, position: int, shard: int) -> SampleError:
+        rest = int(self._sizes[shard] - self._offsets[position])
+        return self._error(
+            position, f"the rest of the shard, {rest} bytes, cannot be read: {self._why_unreadable(shard)}"
+        )
 
     def _read(self, index: int, shard: int, offset: int, size: int) -> bytes:
         expected = FileState(int(self._sizes[shard]), int(self._mtimes_ns[shard]))
