@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mploader.checks import whole_number
 from mploader.errors import ArgumentError
 from mploader.order import Order, ShardShuffle
 from mploader.sources.base import Int64Array, checked_index
@@ -192,8 +193,10 @@ class Map:
         for name, value in (("function", function), ("index", index)):
             if value is not None and not callable(value):
                 raise ArgumentError(f"Map: {name}={value!r} cannot be called")
-        if length is not None and (index is None or operator.index(length) < 1):
-            raise ArgumentError(f"Map: length={length!r} is for use with index=, and at least 1")
+        if length is not None:
+            whole_number("Map: length", length, 1)
+            if index is None:
+                raise ArgumentError(f"Map: length={length!r} is for use with index=")
         self._function = function
         self._index = index
         self._length = length

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mploader import permutation, proportions
+from mploader.checks import whole_number
 from mploader.errors import ArgumentError
 from mploader.order import Indices, Order, ShardShuffle, arrange
 from mploader.sources.algebra import checked_source, combined_fingerprint, describe_sample, is_endless, short
@@ -55,9 +56,9 @@ class Mix:
             raise ArgumentError(f"Mix: {wanted}")
         self._sources = tuple(checked_source(source) for source, _ in pairs)
         self._weights = proportions.whole_weights([weight for _, weight in pairs])
-        self._length = self._until_first_end() if length is None else operator.index(length)
-        if not 1 <= self._length <= permutation.MAX_SIZE:
-            raise ArgumentError(f"Mix: length={length!r}: wanted is a whole number of at least 1")
+        self._length = self._until_first_end() if length is None else whole_number("Mix: length", length, 1)
+        if self._length > permutation.MAX_SIZE:
+            raise ArgumentError(f"Mix: length={length!r}: wanted is at most {permutation.MAX_SIZE}")
 
     @property
     def sources(self) -> tuple[Any, ...]:
