@@ -65,7 +65,7 @@ class SampleReport:
         if self.group == "environment":
             advice = "This is a fault of the machine or the storage, not of the data. It was tried several times."
             if self.kind == "MemoryError":
-                advice = "No memory is left for it, though it was tried several times: use fewer workers (num_workers=)."
+                advice = "No memory is left for it, and it was tried several times: use fewer workers (num_workers=)."
             return ResourceError(f"{text}\n{advice}\n\n{self.traceback}")
         if self.group == "stall":
             advice = "If it may take so long, raise stall_timeout=. Otherwise see where it hangs:"
