@@ -12,7 +12,6 @@ import contextlib
 import gc
 import os
 import threading
-import time
 from typing import Any
 
 import tensorflow as tf
@@ -23,28 +22,38 @@ from mploader import generators, loader
 
 GRACE_S = 1.0
 """How long a batch that is being waited for may take at the end of the program."""
+LIMIT_S = 5.0
+"""How long threads of TensorFlow may be elsewhere in Python, as in a generator of the user's."""
 
 _ending = threading.Event()
 
 
 def install() -> None:
     """Makes the program end all iterators of TensorFlow when it ends."""
-    # An exit handler may start no thread.
-    threading.Thread(target=_close_late, name="mploader-ending", daemon=True).start()
+    # Waits for the end from now on: an exit handler may start no thread.
+    thread = threading.Thread(target=_end_iterators, name="mploader-ending", daemon=True)
+    thread.start()
     # Exit handlers run in reverse order of registration: this one before those of the loaders and of TensorFlow.
-    atexit.register(_end)
+    atexit.register(_end, thread)
     # The threads that an iterator would wait for are not in a child.
     os.register_at_fork(after_in_child=lambda: atexit.unregister(_end))
 
 
-def _end() -> None:
+def _end(thread: threading.Thread) -> None:
     _ending.set()
+    thread.join(GRACE_S)
+    loader.close_all()  # whoever still waits for a batch gets an error
+    generators.close_all()
+    thread.join(LIMIT_S)
+
+
+def _end_iterators() -> None:
+    _ending.wait()
     gc.unfreeze()  # so that the next line sees all
     for thing in gc.get_objects():
         if type(thing) in (OwnedIterator, OwnedMultiDeviceIterator):
-            with contextlib.suppress(tf.errors.OpError):
+            with contextlib.suppress(Exception):  # it is left as it is, on a device that is gone, say
                 _end_iterator(thing)
-    _close_all()
 
 
 def _end_iterator(iterator: Any) -> None:
@@ -60,15 +69,3 @@ def _end_iterator(iterator: Any) -> None:
         tf.raw_ops.MakeIterator(dataset=nothing, iterator=resource)
     else:
         tf.raw_ops.MultiDeviceIteratorInit(dataset=nothing, multi_device_iterator=resource, max_buffer_size=1)
-
-
-def _close_late() -> None:
-    """Closes the loaders under a thread that waits for a batch that does not come; it gets an error."""
-    _ending.wait()
-    time.sleep(GRACE_S)
-    _close_all()
-
-
-def _close_all() -> None:
-    loader.close_all()
-    generators.close_all()

@@ -251,6 +251,17 @@ dataset = mploader.Loader(range(100), stuck, batch_size=4, num_workers=1).as_dat
 iterator = iter(dataset.prefetch(4))
 next(iterator)
 """
+STUCK_ELSEWHERE = """
+import threading
+
+def generator():
+    yield 1
+    threading.Event().wait()
+
+other = tf.data.Dataset.from_generator(generator, output_signature=tf.TensorSpec((), tf.int64))
+iterators = iter(dataset), iter(other.prefetch(1))
+next(iterators[1])
+"""
 
 
 @pytest.mark.slow
@@ -261,6 +272,7 @@ next(iterator)
         pytest.param(TWO_DEVICES, "", id="two devices"),
         pytest.param(ERROR, "the second batch", id="the traceback of an error refers to the iterator"),
         pytest.param(STUCK, "", id="a batch that does not come"),
+        pytest.param(STUCK_ELSEWHERE, "", id="a generator of the user's that waits for ever"),
     ],
 )
 def test_an_exit_while_a_thread_of_tensorflow_is_in_python(program: str, error: str, start: Start) -> None:
