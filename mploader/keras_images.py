@@ -199,7 +199,7 @@ def _decode_with_pillow(data: bytes, kind: str, channels: int, max_pixels: int) 
 
 
 def _gamma(info: dict[Any, Any]) -> float:
-    """The gamma that a PNG states, as libpng takes it from ``gAMA``, ``sRGB`` or a profile of sRGB; 1 if it has none."""
+    """The gamma that a PNG states, as libpng takes it from ``gAMA``, ``sRGB`` or a profile of sRGB; 1 without them."""
     if "srgb" in info or b"sRGB" in info.get("icc_profile", b""):
         return 0.45455
     gamma = float(info.get("gamma", 1))
@@ -223,8 +223,8 @@ def _gray(pixels: Pixels, gamma: float) -> Pixels:
     mixed = (steps * np.int32(9797))[red] + (steps * np.int32(19234))[green] + (steps * np.int32(3737))[blue]
     if not is_light:
         return (mixed >> 15).astype(np.uint8)[:, :, None]
-    gray: Pixels = _curve(gamma)[(mixed + 16384) >> 15]
-    return np.where((red == green) & (green == blue), red, gray)[:, :, None]
+    gray: Pixels = np.where((red == green) & (green == blue), red, _curve(gamma)[(mixed + 16384) >> 15])[:, :, None]
+    return gray
 
 
 def _curve(exponent: float) -> Pixels:

@@ -181,7 +181,7 @@ def test_a_class_is_named_once(folder: Path) -> None:
 
 @pytest.mark.parametrize("seed", ["a", 1.5, -1, 2**32])
 def test_a_seed_that_cannot_be_meant(folder: Path, seed: Any) -> None:
-    with pytest.raises(mploader.ArgumentError, match="seed=.*wants a whole number"):
+    with pytest.raises(mploader.ArgumentError, match=r"seed=.*wants a whole number"):
         mploader.image_dataset_from_directory(folder, seed=seed)
 
 
