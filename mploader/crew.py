@@ -9,7 +9,9 @@ import logging
 import sys
 import time
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from mploader.arena import Arena, WorkerArea
 from mploader.blame import DESCRIPTION, Blame, InHand
@@ -55,13 +57,17 @@ class Crew:
         arena: the shared memory.
         counters: where work done is counted.
         blame: finds out why workers end.
+        shards: what the generators are called with.
     """
 
-    def __init__(self, ledger: Ledger, arena: Arena, counters: Counters, blame: Blame) -> None:
+    def __init__(
+        self, ledger: Ledger, arena: Arena, counters: Counters, blame: Blame, shards: Sequence[Any] = ()
+    ) -> None:
         self.ledger = ledger
         self.arena = arena
         self.counters = counters
         self.blame = blame
+        self.shards = shards
         self.members: dict[int, Member] = {}
         """Those that are not collected yet, by the number of their incarnation."""
         self.ever_ready = False

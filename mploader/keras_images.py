@@ -186,8 +186,8 @@ def _decode_with_pillow(data: bytes, kind: str, channels: int, max_pixels: int) 
                 return _with_alpha(gray if channels == 1 else np.repeat(gray, 3, axis=2), channels)
             if channels != 4:
                 picture.info.pop("transparency", None)  # convert() warns about it, and has no room for it
-            if channels == 1 and kind == "PNG" and _states_gamma(picture) and picture.mode not in ("L", "LA", "1"):
-                return _gray(np.asarray(picture.convert("RGB")))
+            if channels == 1 and kind == "PNG" and picture.mode not in ("L", "LA", "1"):
+                return _gray(np.asarray(picture.convert("RGB")), _gamma(picture.info))
             pixels = np.asarray(picture.convert(_PILLOW_MODES[channels]))
             return pixels.reshape(*pixels.shape[:2], channels)
     except (SampleError, MemoryError, ImportError):
@@ -198,22 +198,39 @@ def _decode_with_pillow(data: bytes, kind: str, channels: int, max_pixels: int) 
         raise SampleError(f"{what}: Pillow cannot decode it: {type(error).__name__}: {error}") from error
 
 
-def _states_gamma(picture: Any) -> bool:
-    """Whether a PNG says how its values relate to light: by a gamma, or as sRGB."""
-    info = picture.info
-    return "gamma" in info or "srgb" in info or b"sRGB" in info.get("icc_profile", b"")
+def _gamma(info: dict[Any, Any]) -> float:
+    """The gamma that a PNG states, as libpng takes it from ``gAMA``, ``sRGB`` or a profile of sRGB; 1 without them."""
+    if "srgb" in info or b"sRGB" in info.get("icc_profile", b""):
+        return 0.45455
+    gamma = float(info.get("gamma", 1))
+    return gamma if 0.00016 <= gamma <= 6250 else 1.0  # others libpng takes for damaged
 
 
-def _gray(pixels: Pixels) -> Pixels:
-    """The gray of colours of equal light, as libpng's ``png_set_rgb_to_gray`` works it out where a file states a gamma.
+def _gray(pixels: Pixels, gamma: float) -> Pixels:
+    """The gray that libpng's ``png_set_rgb_to_gray`` makes: not a bit differs.
+
+    Args:
+        pixels: uint8 (height, width, 3).
+        gamma: of the file. If it is not about 1 the light of the colours is mixed, in 256 steps, not their values.
 
     Returns:
         uint8 (height, width, 1).
     """
-    light = np.linspace(0, 1, 256, dtype=np.float32) ** np.float32(2.2)
-    luminance = light[pixels] @ np.array([0.299, 0.587, 0.114], np.float32)
-    gray: Pixels = np.rint(255 * luminance ** np.float32(1 / 2.2)).astype(np.uint8)[:, :, None]
+    red, green, blue = np.moveaxis(pixels, 2, 0)
+    is_light = not 0.95 <= gamma <= 1.05
+    steps = _curve(1 / gamma) if is_light else np.arange(256, dtype=np.uint8)
+    # 0.299, 0.587 and what is left, in 32768ths
+    mixed = (steps * np.int32(9797))[red] + (steps * np.int32(19234))[green] + (steps * np.int32(3737))[blue]
+    if not is_light:
+        return (mixed >> 15).astype(np.uint8)[:, :, None]
+    gray: Pixels = np.where((red == green) & (green == blue), red, _curve(gamma)[(mixed + 16384) >> 15])[:, :, None]
     return gray
+
+
+def _curve(exponent: float) -> Pixels:
+    """The values 0 to 255 raised to a power, as shares of 255."""
+    values: Pixels = np.floor(255 * (np.arange(256) / 255) ** exponent + 0.5).astype(np.uint8)
+    return values
 
 
 def _with_alpha(pixels: Pixels, channels: int) -> Pixels:

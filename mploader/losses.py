@@ -15,6 +15,7 @@ from mploader.ledger import Result
 from mploader.reports import STALLED, SampleReport, describe_condemned, describe_ending
 from mploader.schedule import MAX_ATTEMPTS
 from mploader.states import Lost, SlotState
+from mploader.streams import generator_of
 
 UNKILLABLE_S = 5.0
 """A worker that is not dead so long after SIGKILL hangs in the kernel: its slots are given up."""
@@ -114,12 +115,14 @@ class Losses:
         for item in lost:
             if item.failed:
                 lease, kind = item.lease, StallError if status == STALLED else WorkerError
-                what = f"has killed {MAX_ATTEMPTS} workers"
+                what, advice = f"has killed {MAX_ATTEMPTS} workers", ""
                 if lease.stream >= 0:
-                    what = f"the generator of shards[{lease.stream}] {what} at element {member.area.ordinal}"
+                    what = f"{generator_of(self._crew.shards[lease.stream])} {what} at element {member.area.ordinal}"
+                    advice = " An element cannot be left out: run the generator alone with this shard, and mend it"
+                    advice += ", or raise stall_timeout= if it may take so long." if status == STALLED else "."
                 else:
                     what = f"batch {lease.position} of epoch {lease.epoch} {what} outside any sample"
-                last = f"the last, {member.process.name}, {describe_ending(status)}.{printed(member.process)}"
+                last = f"the last, {member.process.name}, {describe_ending(status)}.{advice}{printed(member.process)}"
                 self._crew.ledger.results[lease.task] = Result(error=kind(f"{what}; {last}"))
                 self._crew.ledger.changed.notify_all()
 

@@ -94,8 +94,9 @@ class Pool:
                 self._ledger = Ledger(self._arena)
                 opened.callback(self._close_ledger)
                 supervisor = Supervisor(
-                    self._ledger, self._arena, self._counters, job_fd, num_workers, stall_timeout_s, blame
-                )
+                    self._ledger, self._arena, self._counters, job_fd, num_workers, stall_timeout_s, blame,
+                    job.shards if isinstance(job, StreamJob) else (),
+                )  # fmt: skip
                 # A daemon thread: an interpreter that exits waits for others, and the workers end with the thread.
                 self._thread = threading.Thread(target=supervisor.run, name="mploader supervisor", daemon=True)
                 # Whatever happens to the pool, its workers end.

@@ -26,7 +26,7 @@ from mploader.cpuclock import CpuClock
 from mploader.errors import ArgumentError, SpecError
 from mploader.orphan import end_if_forked
 from mploader.reports import SampleReport
-from mploader.spec import STRING, ArraySpec, flatten, pack_as
+from mploader.spec import STRING, ArraySpec, component_names, flatten, pack_as
 
 BLOCK_S = 0.05
 """A block of elements is sent off when it has taken so long, so that slow generators do not hold theirs back."""
@@ -191,10 +191,17 @@ class Streams:
         stream.drawn += 1
 
     def _report(self, stream: _Stream, error: BaseException) -> SampleReport:
-        shard = reports.clip(repr(self._job.shards[stream.shard]), 200)
-        where = f"element {stream.drawn} of generator({shard})"
+        where = f"element {stream.drawn} of {generator_of(self._job.shards[stream.shard])}"
         report = reports.report_exception(stream.drawn, where, error)
         return dataclasses.replace(report, group="generator") if report.group == "content" else report
+
+
+def generator_of(shard: Any) -> str:
+    """Names the generator of one item of ``shards``, for messages."""
+    try:
+        return f"generator({reports.clip(repr(shard), 200)})"
+    except Exception:  # user code
+        return f"generator(a {type(shard).__name__})"
 
 
 def _convert(element: Any, layout: BatchLayout) -> list[Any]:
@@ -228,23 +235,41 @@ class SplitRagged:
     def __call__(self, element: Any) -> Any:
         """Returns the element with tuples in place of its ragged components."""
         leaves = flatten_like(self.specs, element)
-        parts = [_split(leaf, spec) for leaf, spec in zip(leaves, flatten(self.specs), strict=True)]
+        names = component_names(self.specs)
+        parts = [_split(*component) for component in zip(leaves, flatten(self.specs), names, strict=True)]
         return pack_as(self.specs, parts)
 
 
-def _split(leaf: Any, spec: ArraySpec) -> Any:
+def _split(leaf: Any, spec: ArraySpec, name: str) -> Any:
     if not spec.ragged_rank:
         return leaf
     if hasattr(leaf, "flat_values") and hasattr(leaf, "nested_row_splits"):  # of TensorFlow, or of mploader
+        if len(leaf.nested_row_splits) != spec.ragged_rank:
+            raise SpecError(
+                f"{name} has ragged_rank {spec.ragged_rank} in the signature, and the generator gave a "
+                f"{type(leaf).__name__} of ragged_rank {len(leaf.nested_row_splits)}"
+            )
         return (np.asarray(leaf.flat_values), *map(np.asarray, leaf.nested_row_splits))
-    splits = []
+    leaf = list(leaf) if isinstance(leaf, Iterator) else leaf
+    given, splits = leaf, []
     for _ in range(spec.ragged_rank):  # nested lists
-        rows = list(leaf)
+        rows: list[Any] = list(leaf) if _is_list(leaf) else [None]
+        if not all(map(_is_list, rows)):
+            raise SpecError(
+                f"{name} has ragged_rank {spec.ragged_rank} in the signature, so it wants lists or arrays nested at "
+                f"least {spec.ragged_rank + 1} deep, and the generator gave {reports.clip(repr(given), 200)}"
+            )
         splits.append(np.cumsum([0, *map(len, rows)], dtype=np.int64))
         leaf = [value for row in rows for value in row]
     if not leaf:  # the sizes that a list without a value does not tell
         leaf = np.empty((0, *[size or 0 for size in spec.shape[spec.ragged_rank + 1 :]]), spec.dtype)
     return (leaf, *splits)
+
+
+def _is_list(value: Any) -> bool:
+    """Whether something has elements other than the characters of a string; an array of no dimension has none."""
+    is_sized = hasattr(value, "__len__") and not isinstance(value, (str, bytes))
+    return is_sized and getattr(value, "shape", True) != ()
 
 
 def flatten_like(structure: Any, element: Any) -> list[Any]:

@@ -18,7 +18,9 @@ import os
 import select
 import time
 import weakref
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from typing import Any
 
 from mploader import messages, reports
 from mploader.arena import Arena
@@ -54,6 +56,7 @@ class Supervisor:
         num_workers: how many workers to keep alive.
         stall_timeout_s: seconds without progress before a worker is replaced.
         blame: finds out why workers end.
+        shards: what the generators are called with, to name them in messages; empty without generators.
 
     Raises:
         OSError: no descriptor is left.
@@ -68,11 +71,12 @@ class Supervisor:
         num_workers: int,
         stall_timeout_s: float,
         blame: Blame,
+        shards: Sequence[Any] = (),
     ) -> None:
         self._ledger = ledger
         self._arena = arena
         self._job_fd = job_fd
-        self._crew = Crew(ledger, arena, counters, blame)
+        self._crew = Crew(ledger, arena, counters, blame, shards)
         self._intake = Intake(self._crew)
         self._losses = Losses(self._crew, stall_timeout_s)
         self._epoll = select.epoll()

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 import mploader
 from mploader import faultpoints
+from mploader.streams import generator_of
 from tests.generators import (
     count_up,
     crashes,
@@ -275,9 +276,20 @@ def test_no_error_of_a_generator_is_followed_by_an_end(ordered: bool, shards: in
 
 
 def test_a_generator_that_crashes_its_worker_is_named() -> None:
-    dataset = mploader.from_generator(crashes, shards=[5], output_signature=tf.TensorSpec((), tf.int64), num_workers=1)
-    with pytest.raises(tf.errors.OpError, match=r"generator of shards\[0\] has killed 3 workers at element 1.*SIGABRT"):
+    dataset = mploader.from_generator(
+        crashes, shards=["/data/a.txt"], output_signature=tf.TensorSpec((), tf.int64), num_workers=1
+    )
+    message = r"generator\('/data/a.txt'\) has killed 3 workers at element 1.*SIGABRT.*run the generator alone"
+    with pytest.raises(tf.errors.OpError, match=message):
         list(dataset)
+
+
+def test_a_shard_that_cannot_be_printed_has_a_name() -> None:
+    class Silent:
+        def __repr__(self) -> str:
+            raise ValueError("no words")
+
+    assert (generator_of("a.txt"), generator_of(Silent())) == ("generator('a.txt')", "generator(a Silent)")
 
 
 def test_an_element_that_does_not_fit_is_named() -> None:

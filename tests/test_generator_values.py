@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 
 import mploader
-from mploader.streams import checksum_of
+from mploader.spec import ArraySpec
+from mploader.streams import SplitRagged, checksum_of
 from tests.generators import given
 
 TEXTS = tf.TensorSpec((None,), tf.string)
@@ -83,6 +84,28 @@ def test_the_inner_sizes_of_an_empty_ragged_component_are_those_of_the_signature
 def test_numbers_are_no_strings() -> None:
     with pytest.raises(tf.errors.OpError, match=r"element 1 of generator.*bytes"):
         read([["a"], [1, 2]], TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("element", "ragged_rank", "message"),
+    [
+        (5, 1, r"nested at least 2 deep, and the generator gave 5"),
+        ([1, [2]], 1, r"nested at least 2 deep, and the generator gave \[1, \[2\]\]"),
+        (["ab", "c"], 1, r"nested at least 2 deep, and the generator gave \['ab', 'c'\]"),
+        ([[1, 2], [3]], 2, r"nested at least 3 deep, and the generator gave \[\[1, 2\], \[3\]\]"),
+        (np.array(5), 1, "nested at least 2 deep"),
+        (mploader.Ragged(np.arange(3), np.array([0, 3])), 2, "the generator gave a Ragged of ragged_rank 1"),
+    ],
+)
+def test_a_ragged_component_that_is_too_shallow_is_named(element: Any, ragged_rank: int, message: str) -> None:
+    split = SplitRagged({"x": ArraySpec((None,) * (ragged_rank + 1), np.dtype(np.int64), ragged_rank)})
+    with pytest.raises(mploader.SpecError, match=rf"element\['x'\] has ragged_rank {ragged_rank} .*{message}"):
+        split({"x": element})
+
+
+def test_an_element_with_a_ragged_component_that_is_too_shallow_is_named() -> None:
+    with pytest.raises(tf.errors.OpError, match=r"element 1 of generator\(.*SpecError: element has ragged_rank 1"):
+        read([[[1]], [1]], tf.RaggedTensorSpec((None, None), tf.int32))
 
 
 def test_a_ragged_component_of_rank_0_is_refused() -> None:

@@ -99,6 +99,8 @@ def image_dataset_from_directory(
                            data_format)  # fmt: skip
     _check_split(validation_split, subset, shuffle, seed)
     seed = int(np.random.randint(10**6)) if seed is None else whole_number("seed", seed, 0)
+    if shuffle and seed >= 2**32:
+        raise ArgumentError(f"seed={seed}: the shuffle of Keras wants a whole number below 2**32")
     files = _find(os.fspath(directory), labels, class_names, tuple(e.lower() for e in formats), follow_links)
     paths, found_labels, names = files
     if verbose:
