@@ -222,7 +222,8 @@ def _gray(pixels: Pixels, gamma: float) -> Pixels:
     # 0.299, 0.587 and what is left, in 32768ths
     mixed = (steps * np.int32(9797))[red] + (steps * np.int32(19234))[green] + (steps * np.int32(3737))[blue]
     if not is_light:
-        return (mixed >> 15).astype(np.uint8)[:, :, None]
+        weighted: Pixels = (mixed >> 15).astype(np.uint8)[:, :, None]
+        return weighted
     gray: Pixels = np.where((red == green) & (green == blue), red, _curve(gamma)[(mixed + 16384) >> 15])[:, :, None]
     return gray
 
