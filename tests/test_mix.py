@@ -231,6 +231,7 @@ def test_fingerprints_tell_algebra_apart() -> None:
         (lambda: Mix([([], 1)]), "no samples"),
         (lambda: Mix([3]), "pairs"),  # type: ignore[list-item]
         (lambda: Mix([([1], 1)], length=0), "length=0"),
+        (lambda: Mix([([1], 1)], length=1.5), "length=1.5: wants a whole number"),  # type: ignore[arg-type]
         (lambda: Mix(5), "Mix: sources=5: wanted is a dict of source to weight"),  # type: ignore[arg-type]
         (lambda: Concat(5), "Concat: sources=5: wanted is a list of sources"),  # type: ignore[arg-type]
         (lambda: Concat([]), "at least one source"),
