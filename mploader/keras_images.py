@@ -221,11 +221,12 @@ def _gray(pixels: Pixels, gamma: float) -> Pixels:
     steps = _curve(1 / gamma) if is_light else np.arange(256, dtype=np.uint8)
     # 0.299, 0.587 and what is left, in 32768ths
     mixed = (steps * np.int32(9797))[red] + (steps * np.int32(19234))[green] + (steps * np.int32(3737))[blue]
-    if not is_light:
-        weighted: Pixels = (mixed >> 15).astype(np.uint8)[:, :, None]
-        return weighted
-    gray: Pixels = np.where((red == green) & (green == blue), red, _curve(gamma)[(mixed + 16384) >> 15])[:, :, None]
-    return gray
+    gray: Pixels
+    if is_light:
+        gray = np.where((red == green) & (green == blue), red, _curve(gamma)[(mixed + 16384) >> 15])
+    else:
+        gray = (mixed >> 15).astype(np.uint8)
+    return gray[:, :, None]
 
 
 def _curve(exponent: float) -> Pixels:

@@ -111,7 +111,7 @@ def restore(state: Any, plan: Plan, is_batched: bool, source: Mapping[str, Any],
             "all the same, and samples may then be left out or come twice."
         )
     if strict and samples > plan.num_samples:
-        raise ArgumentError(f"this state is damaged: {samples} of {plan.num_samples} samples were consumed")
+        raise _damaged(state, f"samples={samples}: an epoch has {plan.num_samples}")
     samples = min(samples, plan.num_samples)
     batch, inside = plan.batch_at(samples)
     if inside and samples < plan.num_samples:
@@ -137,34 +137,43 @@ def _plan_facts(plan: Plan, is_batched: bool) -> dict[str, Any]:
 def _check_form(state: Any) -> tuple[int, int]:
     if not isinstance(state, Mapping) or "version" not in state:
         raise ArgumentError(f"this is no state of a loader: {clip(repr(state), _TEXT_CHARACTERS)}")
-    if state["version"] != VERSION:
+    if not isinstance(state["version"], int) or state["version"] != VERSION:
         raise ArgumentError(
             f"this state has version {state['version']!r} and this mploader reads version {VERSION}: resume with the "
             "mploader that saved it"
         )
-    try:
-        epoch, samples = _count(state["epoch"]), _count(state["samples"])
-        for name in ("bad_samples", "bad_in_epoch"):
-            _count(state.get(name, 0))
-        bad_indices = state.get("bad_indices", [])
-        is_filled = all(isinstance(state[name], Mapping) for name in ("plan", "source"))
-        if not is_filled or not isinstance(bad_indices, list):
-            raise TypeError("a part of it is missing")
-        for index in bad_indices:
-            _count(index)
-    except (KeyError, TypeError, ValueError) as error:
-        text = clip(json.dumps(state, default=repr), _TEXT_CHARACTERS)
-        raise ArgumentError(f"this state is damaged ({type(error).__name__}: {error}): {text}") from None
+    epoch, samples = _count(state, "epoch"), _count(state, "samples")
+    for name in ("bad_samples", "bad_in_epoch"):
+        _count(state, name, 0)
+    bad_indices = state.get("bad_indices", [])
+    if not isinstance(bad_indices, list) or not all(map(_is_count, bad_indices)):
+        raise _damaged(state, f"bad_indices={bad_indices!r}: wants a list of whole numbers")
+    for name in ("plan", "source"):
+        facts = state.get(name)
+        is_plain = isinstance(facts, Mapping) and all(
+            isinstance(fact, str) and isinstance(value, (str, int, float, type(None))) for fact, value in facts.items()
+        )
+        if not is_plain:
+            raise _damaged(state, f"{name}={facts!r}: wants a dict of numbers and text")
     return epoch, samples
 
 
-def _count(value: Any) -> int:
+def _count(state: Mapping[str, Any], name: str, default: int | None = None) -> int:
     """A number as a state holds it."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{value!r} is no whole number")
-    if not 0 <= value < 2**48:
-        raise ValueError(f"{value} is out of range")
-    return value
+    value = state.get(name, default)
+    if not _is_count(value):
+        raise _damaged(state, f"{name}={value!r}: wants a whole number from 0 to 2**48 - 1")
+    count: int = value
+    return count
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**48
+
+
+def _damaged(state: Mapping[str, Any], what: str) -> ArgumentError:
+    text = clip(json.dumps(state, default=repr, skipkeys=True), _TEXT_CHARACTERS)
+    return ArgumentError(f"this state is damaged ({clip(what, _TEXT_CHARACTERS)}): {text}")
 
 
 def _differences(what: str, saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:

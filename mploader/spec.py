@@ -13,6 +13,7 @@ from typing import Any, TypeVar, Union
 
 import numpy as np
 
+from mploader.checks import whole_number
 from mploader.errors import ArgumentError, SpecError
 
 T = TypeVar("T")
@@ -73,11 +74,14 @@ class Pad:
 
     def __post_init__(self) -> None:
         if self.shape is not None:
-            object.__setattr__(self, "shape", tuple(self.shape))
-            if not all(size is None or (isinstance(size, int) and size >= 0) for size in tuple(self.shape)):
-                raise ArgumentError(f"Pad(shape={self.shape!r}): wants a size of at least 0 or None for each dimension")
-        if not isinstance(self.multiple_of, int) or self.multiple_of < 1:
-            raise ArgumentError(f"Pad(multiple_of={self.multiple_of!r}): wants a whole number of at least 1")
+            try:
+                shape = tuple(size if size is None else whole_number("size", size, 0) for size in self.shape)
+            except (ArgumentError, TypeError):
+                raise ArgumentError(
+                    f"Pad(shape={self.shape!r}): wants a tuple with a size of at least 0 or None for each dimension"
+                ) from None
+            object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "multiple_of", whole_number("Pad: multiple_of", self.multiple_of, 1))
 
 
 def flatten(structure: Any) -> list[Any]:

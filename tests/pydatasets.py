@@ -95,6 +95,13 @@ class WithPid(Plain):
         return x, np.full(len(x), os.getpid())
 
 
+class Empty(Plain):
+    """Has no batches."""
+
+    def __len__(self) -> int:
+        return 0
+
+
 class Infinite(Plain):
     """Has no end."""
 

@@ -231,7 +231,7 @@ def test_fingerprints_tell_algebra_apart() -> None:
         (lambda: Mix([([], 1)]), "no samples"),
         (lambda: Mix([3]), "pairs"),  # type: ignore[list-item]
         (lambda: Mix([([1], 1)], length=0), "length=0"),
-        (lambda: Mix([([1], 1)], length=1.5), r"length=1\.5"),
+        (lambda: Mix([([1], 1)], length=1.5), "length=1.5: wants a whole number"),  # type: ignore[arg-type]
         (lambda: Mix(5), "Mix: sources=5: wanted is a dict of source to weight"),  # type: ignore[arg-type]
         (lambda: Concat(5), "Concat: sources=5: wanted is a list of sources"),  # type: ignore[arg-type]
         (lambda: Concat([]), "at least one source"),
@@ -243,7 +243,6 @@ def test_fingerprints_tell_algebra_apart() -> None:
         (lambda: Subset(range(20), range(15, 30)), "Subset: 10 of the indices, .* 20, "),
         (lambda: Map([1], 3), "cannot be called"),  # type: ignore[arg-type]
         (lambda: Map([1], length=3), "length=3"),
-        (lambda: Map([1], index=int, length="x"), "length='x'"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(make: Any, message: str) -> None:

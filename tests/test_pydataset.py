@@ -161,8 +161,12 @@ def test_a_batch_of_another_shape_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "message"), [(lambda: 3, "PyDataset"), (pydatasets.Infinite, "infinite"), (lambda: iter([1]), "PyDataset")]
-)
+    ("make", "message"),
+    [
+        (lambda: 3, "PyDataset"), (pydatasets.Infinite, "infinite"), (lambda: iter([1]), "PyDataset"),
+        (lambda: pydatasets.Plain, "not the class Plain"), (pydatasets.Empty, "this Empty has no batches"),
+    ],
+)  # fmt: skip
 def test_what_is_no_dataset_is_refused(make: Any, message: str) -> None:
     with pytest.raises(mploader.ArgumentError, match=message):
         mploader.from_pydataset(make())

@@ -100,6 +100,8 @@ def test_strings_are_padded_with_strings() -> None:
         ("x", "no value of element.*uint8"),
         (Pad(shape=(1, 2)), "1 dimensions"),
         (True, r"pad=True: wants the value to pad element with, such as pad=0"),
+        (False, r"pad=False: wants the value"),
+        (Pad(np.True_), r"wants the value to pad element with, such as pad=0"),
         ((0, 1), "components"),
         ({"x": 0}, "components"),
     ],
@@ -107,6 +109,18 @@ def test_strings_are_padded_with_strings() -> None:
 def test_padding_that_cannot_be_meant(pad: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         Loader([np.zeros(2, np.uint8)], batch_size=1, num_workers=1, pad=pad)
+
+
+@pytest.mark.parametrize("shape", [(-1,), (1.5,), (True,), "ab", 5])
+def test_a_shape_to_pad_to_that_cannot_be_meant(shape: Any) -> None:
+    with pytest.raises(ArgumentError, match=r"Pad\(shape=.*wants a tuple with a size of at least 0 or None"):
+        Pad(shape=shape)
+
+
+def test_sizes_to_pad_to_may_be_of_numpy() -> None:
+    assert Pad(shape=[np.int64(3), None], multiple_of=np.int64(2)) == Pad(shape=(3, None), multiple_of=2)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="multiple_of=True"):
+        Pad(multiple_of=True)
 
 
 def test_shapes_that_vary_unsaid_are_an_error_that_says_what_to_pass() -> None:
