@@ -164,6 +164,11 @@ class _Numbers:
         return self.mean(self.statistics.full_s)
 
     @property
+    def stuck(self) -> float:
+        """The part of the consumer's time in which it waited although no slot was free."""
+        return self.mean(self.statistics.full_waited_s)
+
+    @property
     def lent(self) -> float:
         """Slots that were lent, on average."""
         return self.mean(self.statistics.lent_slot_s)
@@ -211,7 +216,11 @@ def explain(statistics: Statistics, cpus: int) -> Verdict:
     if numbers.full >= FULL:
         # Batches that wait for an earlier one fill the slots while the consumer waits for that; ready ones, while it
         # computes.
-        return _slots(numbers) if statistics.waiting * 2 > numbers.full else _training(numbers)
+        if numbers.stuck * 2 > numbers.full:
+            return _slots(numbers)
+        # Many batches a second are waited for, each a little, while they are handed over; that is nothing to even out.
+        is_uneven = statistics.batches < HANDED_OVER * statistics.active_s
+        return _uneven_training(numbers) if is_uneven else _training(numbers)
     if statistics.batches >= HANDED_OVER * statistics.active_s:
         return _handing_over(numbers)
     return _workers(numbers)  # which idle now and then because the machine is busy with something else
@@ -233,6 +242,20 @@ def _training(numbers: _Numbers) -> Verdict:
         f"({numbers.statistics.samples_per_s:,.0f} to {numbers.statistics.samples_per_s * room:,.0f} samples/s)"
     )
     return _verdict(numbers, Limit.TRAINING, reason, change, effect, room)
+
+
+def _uneven_training(numbers: _Numbers) -> Verdict:
+    """The slots are full in the long steps, and not enough for the short ones that follow."""
+    statistics = numbers.statistics
+    reason = (
+        f"no slot was free {numbers.full:.0%} of the time while the consumer computed, and it waits "
+        f"{statistics.waiting:.0%} of it: its steps are uneven, and the slots too few for many short ones in a row"
+    )
+    change = "spread what takes long over the steps, or speed it up"
+    if statistics.slots < statistics.slots_wanted:
+        change += f"; {_wanted_memory(statistics)} makes more slots"
+    gain = numbers.gain(1 / numbers.busy if numbers.busy > 0 else 1.0)
+    return _verdict(numbers, Limit.TRAINING, reason, change, f"even steps: {_up_to(numbers, gain)}", gain)
 
 
 def _lost(numbers: _Numbers) -> Verdict:
@@ -292,9 +315,8 @@ def _slots(numbers: _Numbers) -> Verdict:
         f"{statistics.batches} batches had to be copied out"
     )
     if statistics.slots < statistics.slots_wanted:
-        wanted = -(-statistics.slots_wanted * statistics.slot_bytes // 2**20)
         reason += f"; {statistics.slots_wanted} slots were wanted"
-        change = f'memory="{wanted}MiB" or more, or a smaller batch_size='
+        change = f"{_wanted_memory(statistics)} or more, or a smaller batch_size="
         return _verdict(numbers, Limit.TOO_LITTLE_MEMORY, reason, change, _up_to(numbers, gain), gain)
     if statistics.batches_copied == 0 and numbers.lent * 2 < statistics.slots:
         reason += "; the rest held batches that waited for an earlier one, which took longer than the others"
@@ -317,6 +339,11 @@ def _handing_over(numbers: _Numbers) -> Verdict:
     gain = numbers.gain(1 / numbers.busy if numbers.busy > 0 else 1.0)
     change = "a larger batch_size=, or less Python work in the trainer's other threads"
     return _verdict(numbers, Limit.HANDING_OVER, reason, change, _up_to(numbers, gain), gain)
+
+
+def _wanted_memory(statistics: Statistics) -> str:
+    wanted = -(-statistics.slots_wanted * statistics.slot_bytes // 2**20)
+    return f'memory="{wanted}MiB"'
 
 
 def _count(number: int, one: str, more: str) -> str:

@@ -205,13 +205,22 @@ def test_one_slow_sample_in_many_is_named() -> None:
     assert "even out the work" in verdict.change
 
 
+def test_a_pause_every_few_batches_is_no_fault_of_the_loader() -> None:
+    with Loader(Numbers(), slow_picture, batch_size=4, num_workers=2) as loader:
+        verdict = take(loader, 61, between=lambda number: time.sleep(0.6 if number % 20 == 0 else 0.0))
+    assert verdict.limit is Limit.TRAINING, verdict
+    assert verdict.statistics.full_waited_s < 0.5 * verdict.statistics.full_s
+
+
 def measured(workers: int = 2) -> Statistics:
     with Loader(Numbers(), picture, batch_size=4, num_workers=workers) as loader:
         sum(1 for _ in loader)
         return loader.statistics()
 
 
-def shares(statistics: Statistics, *, busy: float, waiting: float, full: float, **stages: float) -> Statistics:
+def shares(
+    statistics: Statistics, *, busy: float, waiting: float, full: float, stuck: float = 0.0, **stages: float
+) -> Statistics:
     """The same with ten seconds of the consumer's time, and shares of it; ``stages`` are shares of the busy time."""
     times = {"read_s": 0.0, "transform_s": 0.0, "write_s": 0.0, "queued_s": 0.0, "cpu_s": 1.0, **stages}
     workers = tuple(
@@ -222,16 +231,32 @@ def shares(statistics: Statistics, *, busy: float, waiting: float, full: float, 
     )
     return dataclasses.replace(
         statistics, workers=workers, waited_s=statistics.started_s + 10 * waiting, computing_s=10 * (1 - waiting),
-        copied_s=0.0, full_s=10 * full, lent_slot_s=20.0, batches=2000,
+        copied_s=0.0, full_s=10 * full, full_waited_s=10 * stuck, lent_slot_s=20.0, batches=2000,
     )  # fmt: skip
 
 
 def test_slots_full_of_ready_batches_are_no_fault_of_the_loader() -> None:
-    verdict = explain(shares(measured(), busy=0.17, waiting=0.16, full=0.69), cpus=2)
+    verdict = explain(shares(measured(), busy=0.17, waiting=0.16, full=0.69, stuck=0.11), cpus=2)
     assert verdict.limit is Limit.TRAINING, verdict
-    verdict = explain(shares(measured(), busy=0.2, waiting=0.7, full=0.81), cpus=2)
+    verdict = explain(shares(measured(), busy=0.2, waiting=0.7, full=0.81, stuck=0.6), cpus=2)
     assert verdict.limit is Limit.DECODING, verdict
     assert "even out the work" in verdict.change
+
+
+def test_slots_that_fill_while_the_consumer_computes_mean_uneven_steps() -> None:
+    jitter = shares(measured(), busy=0.63, waiting=0.36, full=0.47, stuck=0.01)
+    verdict = explain(dataclasses.replace(jitter, batches=200), cpus=2)
+    assert verdict.limit is Limit.TRAINING, verdict
+    assert "uneven" in verdict.reason
+    assert "num_workers" not in verdict.change
+    assert verdict.expected == pytest.approx(verdict.samples_per_s / 0.64)  # the rest is training's own
+
+
+def test_uneven_steps_want_the_slots_that_memory_did_not_allow() -> None:
+    jitter = shares(measured(), busy=0.63, waiting=0.36, full=0.47)
+    verdict = explain(dataclasses.replace(jitter, batches=200, slots_wanted=40, slot_bytes=2**20), cpus=2)
+    assert verdict.limit is Limit.TRAINING, verdict
+    assert 'memory="40MiB"' in verdict.change
 
 
 def test_more_workers_than_processors_queue_for_each_other() -> None:
