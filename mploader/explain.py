@@ -20,6 +20,8 @@ BLOCKED = 0.5
 """Workers that wait for storage, network or the like for a greater part of their busy time need company, not cores."""
 QUEUED = 0.25
 """Workers that queue for a processor for a greater part of their busy time: others use the processors."""
+UNUSED = 0.1
+"""Workers that wait for storage or the like for a smaller part of their busy time need no more than a processor each."""
 COPYING = 0.1
 """A consumer that copies batches out for a greater part of its time holds too many slots."""
 FULL = 0.4
@@ -290,19 +292,21 @@ def _workers(numbers: _Numbers) -> Verdict:
         gain = numbers.gain(cpus / count)
         return _verdict(numbers, Limit.TOO_FEW_WORKERS, reason, f"num_workers={cpus}", _up_to(numbers, gain), gain)
     among_themselves = max(0.0, 1 - cpus / count)
+    fewer = ""
+    if count > cpus and numbers.queued >= QUEUED and waits < UNUSED:
+        reason += f"; {count} workers are more than the {f'{cpus} processors' if cpus > 1 else 'processor'}"
+        fewer = f"num_workers={cpus} is as fast; "
     if numbers.queued - among_themselves >= QUEUED:
         reason += (
             f"; they queue for a processor {numbers.queued:.0%} of it, because training or other programs use them too"
         )
         gain = numbers.gain((1 - among_themselves) / (1 - numbers.queued))
-        change = "leave the loader more processors: fewer threads elsewhere, or a machine with more of them"
+        change = fewer + "leave the loader more processors: fewer threads elsewhere, or a machine with more of them"
         return _verdict(numbers, limit, reason, change, _up_to(numbers, gain), gain)
     gain = numbers.gain(1 / (1 - share / 2))
-    change = cheaper
-    if count > cpus and numbers.queued >= QUEUED:
-        change += f"; num_workers={cpus} is as fast"
-    reason += f"; {count} workers use {cpus} processors"
-    return _verdict(numbers, limit, reason, change, f"{what} in half the time: {_up_to(numbers, gain)}", gain)
+    if not fewer:
+        reason += f"; {count} workers use {cpus} processors"
+    return _verdict(numbers, limit, reason, fewer + cheaper, f"{what} in half the time: {_up_to(numbers, gain)}", gain)
 
 
 def _slots(numbers: _Numbers) -> Verdict:

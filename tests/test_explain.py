@@ -264,8 +264,26 @@ def test_more_workers_than_processors_queue_for_each_other() -> None:
     verdict = explain(crowded, cpus=2)
     assert verdict.limit is Limit.DECODING, verdict
     assert "other programs" not in verdict.reason
-    assert "num_workers=2 is as fast" in verdict.change
+    assert "8 workers are more than the 2 processors" in verdict.reason
+    assert verdict.change.startswith("num_workers=2 is as fast")
     assert verdict.expected < 2 * verdict.samples_per_s
+
+
+def test_workers_that_wait_as_well_may_be_more_than_the_processors() -> None:
+    some = shares(measured(3), busy=0.98, waiting=0.95, full=0.0, transform_s=0.95, cpu_s=0.5, queued_s=0.25)
+    assert "num_workers" not in explain(some, cpus=2).change
+
+
+def test_more_workers_than_processors_that_others_use_too() -> None:
+    crowded = shares(measured(8), busy=0.98, waiting=0.95, full=0.0, transform_s=0.95, cpu_s=0.1, queued_s=0.9)
+    verdict = explain(crowded, cpus=1)
+    assert "8 workers are more than the processor" in verdict.reason
+    crowded = dataclasses.replace(crowded, workers=crowded.workers[:4])
+    verdict = explain(crowded, cpus=2)
+    assert "4 workers are more than the 2 processors" in verdict.reason
+    assert "other programs" in verdict.reason
+    assert verdict.change.startswith("num_workers=2 is as fast")
+    assert verdict.expected == pytest.approx(5 * verdict.samples_per_s)  # two processors in place of 0.4
 
 
 def test_writing_is_the_limit_when_elements_are_large_and_cheap() -> None:
