@@ -7,6 +7,7 @@ the consumer waits lack slots, or keep being lost, or the hand-off in the traine
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ BLOCKED = 0.5
 QUEUED = 0.25
 """Workers that queue for a processor for a greater part of their busy time: others use the processors."""
 UNUSED = 0.1
-"""Workers that wait for storage or the like for a smaller part of their busy time need no more than a processor each."""
+"""Workers that wait for storage or the like for a smaller part of their busy time need a processor each."""
 COPYING = 0.1
 """A consumer that copies batches out for a greater part of its time holds too many slots."""
 FULL = 0.4
@@ -29,11 +30,9 @@ FULL = 0.4
 HANDED_OVER = 250
 """Handing over is thought of from so many batches a second on: each costs the trainer a millisecond or so."""
 LOST_BATCHES = 20
-"""More than one lost worker for so many batches is what limits."""
-LOST_S = 0.35
-"""What a lost worker costs: until another one works in its place (examples/benchmarks/recovery.py)."""
+"""Idle workers of which more than one was lost for so many batches may have stalled for long before."""
 LOSING = 0.1
-"""Workers that are being replaced for a greater part of the time are what limits, if they have time to spare."""
+"""Workers that are being replaced for a greater part of the time are what limits."""
 
 
 CHEAPER_READING = "make reading cheaper: shards instead of many files, and no work in the source's __getitem__"
@@ -175,6 +174,22 @@ class _Numbers:
         """Slots that were lent, on average."""
         return self.mean(self.statistics.lent_slot_s)
 
+    @property
+    def losing(self) -> float:
+        """The part of the workers' time that losses cost at least: each a start, and the batch that was in hand."""
+        made = sum(worker.batches for worker in self.statistics.workers)
+        lost_s = self.statistics.start_s + self.statistics.busy_s / max(1, made)
+        active_s = self.num_workers * self.statistics.active_s
+        return min(1 - self.busy, self.statistics.restarts * lost_s / active_s) if active_s > 0 else 0.0
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether ready batches fill the slots while the consumer computes.
+
+        Batches that wait for an earlier one fill them while the consumer waits for that.
+        """
+        return self.full >= FULL and self.stuck * 2 <= self.full
+
     def mean(self, total: float) -> float:
         """A sum over the consumer's time, a second of it."""
         return total / self.statistics.active_s if self.statistics.active_s > 0 else 0.0
@@ -203,27 +218,35 @@ def explain(statistics: Statistics, cpus: int) -> Verdict:
         return _verdict(numbers, Limit.NOTHING_MEASURED, reason, "take some batches first", "a verdict", 1.0)
     if statistics.waiting < WAITING:
         return _training(numbers)
-    if statistics.restarts * LOST_BATCHES > statistics.batches:
+    if numbers.losing > LOSING and not numbers.is_ahead:
         return _lost(numbers)
+    verdict = _slots_or_workers(numbers)
+    if statistics.restarts and verdict.limit is not Limit.WORKERS_LOST:
+        lost = f"{_count(statistics.restarts, 'worker', 'workers')} lost, which takes little"
+        verdict = dataclasses.replace(verdict, reason=f"{verdict.reason}; {lost}")
+    return verdict
+
+
+def _slots_or_workers(numbers: _Numbers) -> Verdict:
+    """The consumer waits, and not for workers that are replaced."""
+    statistics = numbers.statistics
     if statistics.copied_s >= COPYING * statistics.active_s:
         return _slots(numbers)
     if numbers.busy >= BUSY:
         return _workers(numbers)
-    if statistics.restarts * LOST_S > LOSING * numbers.num_workers * statistics.active_s:
-        return _lost(numbers)
     # With fewer slots than that a worker has none while the consumer holds one and another is on its way.
     too_few = statistics.slots < min(statistics.slots_wanted, numbers.num_workers + 2)
     if too_few or statistics.batches_copied * 2 > statistics.batches:
         return _slots(numbers)
+    # Of many batches a second the consumer waits a little for each while it is handed over.
+    hands_over_many = statistics.batches >= HANDED_OVER * statistics.active_s
+    if numbers.is_ahead:
+        return _training(numbers) if hands_over_many else _uneven_training(numbers)
+    if statistics.restarts * LOST_BATCHES > statistics.batches:
+        return _lost(numbers)
     if numbers.full >= FULL:
-        # Batches that wait for an earlier one fill the slots while the consumer waits for that; ready ones, while it
-        # computes.
-        if numbers.stuck * 2 > numbers.full:
-            return _slots(numbers)
-        # Many batches a second are waited for, each a little, while they are handed over; that is nothing to even out.
-        is_uneven = statistics.batches < HANDED_OVER * statistics.active_s
-        return _uneven_training(numbers) if is_uneven else _training(numbers)
-    if statistics.batches >= HANDED_OVER * statistics.active_s:
+        return _slots(numbers)
+    if hands_over_many:
         return _handing_over(numbers)
     return _workers(numbers)  # which idle now and then because the machine is busy with something else
 
@@ -263,8 +286,9 @@ def _uneven_training(numbers: _Numbers) -> Verdict:
 def _lost(numbers: _Numbers) -> Verdict:
     statistics = numbers.statistics
     reason = (
-        f"{_count(statistics.restarts, 'worker', 'workers')} lost while {statistics.batches} batches were made; the "
-        f"consumer waits {statistics.waiting:.0%} of its time, and the workers are busy {numbers.busy:.0%} of theirs"
+        f"{_count(statistics.restarts, 'worker', 'workers')} lost while {statistics.batches} batches were made, which "
+        f"cost at least {numbers.losing:.0%} of the workers' time; the consumer waits {statistics.waiting:.0%} of its "
+        f"time, and the workers are busy {numbers.busy:.0%} of theirs"
     )
     change = "see the log for how the workers ended: killed for want of memory, by a crash, or because they stalled"
     gain = numbers.gain(1 / numbers.busy if numbers.busy > 0 else 1.0)

@@ -121,6 +121,7 @@ class Statistics:
         full_s: seconds of ``active_s`` during which no slot was free.
         lent_slot_s: slots lent, times the seconds of ``active_s`` during which they were.
         full_waited_s: seconds of ``full_s`` that ended with a batch for a consumer that waited: the slots held others.
+        start_s: seconds that the workers took to start and to make a first sample; the same in every snapshot.
     """
 
     batches: int
@@ -144,6 +145,7 @@ class Statistics:
     full_s: float = 0.0
     lent_slot_s: float = 0.0
     full_waited_s: float = 0.0
+    start_s: float = 0.0
 
     @property
     def restarts(self) -> int:
@@ -317,7 +319,7 @@ class Counters:
         self._listener: Listener | None = None
         self._workers = [_Work() for _ in range(num_workers)]
         self._batches = self._samples = self._bytes = self._copied = self._bad = self._full_waited_ns = 0
-        self._slots_wanted = self._slot_bytes = 0
+        self._slots_wanted = self._slot_bytes = self._start_ns = 0
         self._made_ns = self._marked_ns = time.monotonic_ns()
         self._time = ConsumerTime(self._made_ns)
         self._marks: collections.deque[Statistics] = collections.deque(maxlen=MARKS)
@@ -335,6 +337,7 @@ class Counters:
     def allocated(self, wanted: int, slot_bytes: int) -> None:
         """The slots are made; ``wanted`` is how many would have been with memory enough."""
         self._slots_wanted, self._slot_bytes = wanted, slot_bytes
+        self._start_ns = time.monotonic_ns() - self._made_ns
 
     def filled(self, worker: int, message: messages.Filled | messages.Drawn, now_ns: int, slots: SlotCounts) -> None:
         """A worker has made a batch."""
@@ -432,4 +435,5 @@ class Counters:
             full_s=spent.full_ns / 1e9,
             lent_slot_s=spent.lent_ns / 1e9,
             full_waited_s=self._full_waited_ns / 1e9,
+            start_s=self._start_ns / 1e9,
         )  # fmt: skip

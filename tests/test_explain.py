@@ -301,5 +301,46 @@ def test_one_lost_worker_in_a_long_time_is_not_the_limit() -> None:
         return explain(dataclasses.replace(busy, workers=workers), cpus=2)
 
     assert losing(1).limit is not Limit.WORKERS_LOST
+    assert "1 worker was lost" in losing(1).reason
     assert losing(20).limit is Limit.WORKERS_LOST
     assert "20 workers were lost" in losing(20).reason
+
+
+def test_a_loss_counts_by_the_time_that_it_costs() -> None:
+    busy = shares(measured(), busy=0.7, waiting=0.9, full=0.0)
+    first, second = busy.workers
+    losing = dataclasses.replace(busy, workers=(dataclasses.replace(first, restarts=1, batches=1000), second))
+    assert explain(dataclasses.replace(losing, start_s=0.5), cpus=2).limit is not Limit.WORKERS_LOST
+    assert explain(dataclasses.replace(losing, start_s=5.0), cpus=2).limit is Limit.WORKERS_LOST  # imports a lot
+    again = dataclasses.replace(first, restarts=1, batches=1)  # and the batch it was at is made again
+    slow = dataclasses.replace(losing, start_s=0.5, workers=(again, dataclasses.replace(second, batches=1)))
+    assert explain(slow, cpus=2).limit is Limit.WORKERS_LOST
+
+
+def test_a_loss_among_few_large_batches_is_not_the_limit_of_busy_workers() -> None:
+    busy = shares(measured(), busy=0.92, waiting=0.9, full=0.0, transform_s=0.9)
+    first, second = busy.workers
+    losing = dataclasses.replace(
+        busy, batches=15, start_s=0.5, workers=(dataclasses.replace(first, restarts=1), second)
+    )
+    assert explain(losing, cpus=2).limit is Limit.DECODING
+    # Workers that idle and are lost among few batches may have stalled: nobody measures for how long.
+    idle = shares(losing, busy=0.2, waiting=0.9, full=0.0)
+    verdict = explain(dataclasses.replace(idle, batches=15), cpus=2)
+    assert verdict.limit is Limit.WORKERS_LOST
+    assert "takes little" not in verdict.reason
+
+
+def test_a_loss_costs_nothing_while_the_slots_are_full_of_ready_batches() -> None:
+    ahead = shares(measured(), busy=0.2, waiting=0.2, full=0.7)
+    first, second = ahead.workers
+    ahead = dataclasses.replace(ahead, start_s=4.0, workers=(dataclasses.replace(first, restarts=1), second))
+    assert explain(ahead, cpus=2).limit is Limit.TRAINING
+
+
+def test_the_start_of_a_worker_is_measured_whenever_a_snapshot_is_taken() -> None:
+    with Loader(Numbers(), picture, batch_size=4, num_workers=1) as loader:
+        before = loader.statistics()
+        sum(1 for _ in loader)
+        later = loader.statistics()
+    assert 0 < before.start_s == later.start_s == later.since(before).start_s < later.seconds
