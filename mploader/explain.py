@@ -214,7 +214,8 @@ def explain(statistics: Statistics, cpus: int) -> Verdict:
     """
     numbers = _Numbers(statistics, cpus)
     if statistics.batches < 2 or numbers.statistics.active_s <= 0:
-        reason = f"{_count(statistics.batches, 'batch', 'batches')} delivered; a time between two is needed"
+        left_out = "" if statistics.started_s > 0 else ", the first of all left out"
+        reason = f"{_count(statistics.batches, 'batch', 'batches')} delivered{left_out}; a time between two is needed"
         return _verdict(numbers, Limit.NOTHING_MEASURED, reason, "take some batches first", "a verdict", 1.0)
     if statistics.waiting < WAITING:
         return _training(numbers)

@@ -183,7 +183,21 @@ def test_idle_workers_and_free_slots_leave_the_hand_over() -> None:
 def test_nothing_is_said_before_there_is_something_to_say() -> None:
     with Loader(Numbers(), picture, batch_size=1, num_workers=1) as loader:
         verdict = loader.explain()
+        assert verdict.limit is Limit.NOTHING_MEASURED, verdict
+        batches = iter(loader)
+        for delivered in ("0 batches were delivered", "1 batch was delivered"):
+            next(batches)
+            verdict = loader.explain()
+            assert verdict.limit is Limit.NOTHING_MEASURED, verdict
+            assert verdict.reason.startswith(f"{delivered}, the first of all left out")
+
+
+def test_the_first_batch_is_not_left_out_where_it_was_counted() -> None:
+    with Loader(Numbers(), picture, batch_size=1, num_workers=1) as loader:
+        next(iter(loader))
+        verdict = explain(loader.statistics(), cpus=2)
     assert verdict.limit is Limit.NOTHING_MEASURED, verdict
+    assert verdict.reason.startswith("1 batch was delivered;")
 
 
 def test_a_verdict_reads_well() -> None:
