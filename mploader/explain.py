@@ -263,10 +263,14 @@ def _training(numbers: _Numbers) -> Verdict:
     else:
         change = "speed up the training step; the loader needs no change"
     room = 1 / numbers.busy if numbers.busy > 0 else 1.0
-    effect = (
-        f"the step may become {room:.1f} times as fast before it waits for data "
-        f"({numbers.statistics.samples_per_s:,.0f} to {numbers.statistics.samples_per_s * room:,.0f} samples/s)"
-    )
+    now = numbers.statistics.samples_per_s
+    effect = f"the step may become {room:.1f} times as fast before it waits for data"
+    if numbers.statistics.waiting >= WAITING:
+        per_s = numbers.mean(numbers.statistics.batches)
+        reason += f"; batches are ready, and the wait is for passing on {per_s:,.0f} batches/s"
+        change += ", and a larger batch_size= shortens the waits"
+        effect = f"the workers could make {room:.1f} times as many samples"
+    effect += f" ({now:,.0f} to {now * room:,.0f} samples/s)"
     return _verdict(numbers, Limit.TRAINING, reason, change, effect, room)
 
 
@@ -274,8 +278,8 @@ def _uneven_training(numbers: _Numbers) -> Verdict:
     """The slots are full in the long steps, and not enough for the short ones that follow."""
     statistics = numbers.statistics
     reason = (
-        f"no slot was free {numbers.full:.0%} of the time while the consumer computed, and it waits "
-        f"{statistics.waiting:.0%} of it: its steps are uneven, and the slots too few for many short ones in a row"
+        f"no slot was free {numbers.full:.0%} of the time, mostly while the consumer computed, and it waits "
+        f"{statistics.waiting:.0%} of its: the steps are uneven, and the slots too few for many short ones in a row"
     )
     change = "spread what takes long over the steps, or speed it up"
     if statistics.slots < statistics.slots_wanted:
@@ -360,7 +364,7 @@ def _slots(numbers: _Numbers) -> Verdict:
 
 def _handing_over(numbers: _Numbers) -> Verdict:
     statistics = numbers.statistics
-    per_s = statistics.batches / numbers.statistics.active_s
+    per_s = numbers.mean(statistics.batches)
     reason = (
         f"the consumer waits {statistics.waiting:.0%} of its time, the workers are busy {numbers.busy:.0%} of theirs, "
         f"and slots are free: {per_s:,.0f} batches/s keep the trainer's process busy with passing them on"

@@ -250,8 +250,11 @@ def shares(
 
 
 def test_slots_full_of_ready_batches_are_no_fault_of_the_loader() -> None:
-    verdict = explain(shares(measured(), busy=0.17, waiting=0.16, full=0.69, stuck=0.11), cpus=2)
+    many = dataclasses.replace(shares(measured(), busy=0.17, waiting=0.16, full=0.69, stuck=0.11), batches=4000)
+    verdict = explain(many, cpus=2)
     assert verdict.limit is Limit.TRAINING, verdict
+    assert "passing on 400 batches/s" in verdict.reason
+    assert "before it waits" not in verdict.effect  # which it does now and then
     verdict = explain(shares(measured(), busy=0.2, waiting=0.7, full=0.81, stuck=0.6), cpus=2)
     assert verdict.limit is Limit.DECODING, verdict
     assert "even out the work" in verdict.change
