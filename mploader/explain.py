@@ -23,6 +23,10 @@ QUEUED = 0.25
 """Workers that queue for a processor for a greater part of their busy time: others use the processors."""
 UNUSED = 0.1
 """Workers that wait for storage or the like for a smaller part of their busy time need a processor each."""
+FEW = 4
+"""Fewer batches say nothing if most of the time was not counted."""
+UNSEEN = 10.0
+"""Most of it: so many times what was counted went by in a step that is not over, or in a pause."""
 COPYING = 0.1
 """A consumer that copies batches out for a greater part of its time holds too many slots."""
 FULL = 0.4
@@ -217,6 +221,10 @@ def explain(statistics: Statistics, cpus: int) -> Verdict:
         left_out = "" if statistics.started_s > 0 else ", the first of all left out"
         reason = f"{_count(statistics.batches, 'batch', 'batches')} delivered{left_out}; a time between two is needed"
         return _verdict(numbers, Limit.NOTHING_MEASURED, reason, "take some batches first", "a verdict", 1.0)
+    unseen_s = statistics.seconds - statistics.active_s
+    if statistics.batches < FEW and unseen_s > UNSEEN * statistics.active_s and not statistics.started_s:
+        reason = f"{statistics.active_s:.2f} s of {statistics.seconds:.1f} s are counted; a step counts when it is over"
+        return _verdict(numbers, Limit.NOTHING_MEASURED, reason, "take some batches more", "a verdict", 1.0)
     if statistics.waiting < WAITING:
         return _training(numbers)
     if numbers.losing > LOSING and not numbers.is_ahead:

@@ -200,6 +200,15 @@ def test_the_first_batch_is_not_left_out_where_it_was_counted() -> None:
     assert verdict.reason.startswith("1 batch was delivered;")
 
 
+def test_a_long_step_that_is_not_over_is_no_time_to_judge_by() -> None:
+    first = dataclasses.replace(measured(), batches=2, seconds=3.0, waited_s=0.008, started_s=0.0, computing_s=0.0002)
+    verdict = explain(first, cpus=2)
+    assert verdict.limit is Limit.NOTHING_MEASURED, verdict
+    assert "a step counts when it is over" in verdict.reason
+    verdict = explain(dataclasses.replace(first, computing_s=2.9), cpus=2)
+    assert verdict.limit is Limit.TRAINING, verdict
+
+
 def test_a_verdict_reads_well() -> None:
     with Loader(Numbers(), slow_picture, batch_size=4, num_workers=1) as loader:
         sum(1 for _ in loader)
