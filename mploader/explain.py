@@ -325,7 +325,7 @@ def _workers(numbers: _Numbers) -> Verdict:
         change = f"num_workers={2 * count}: what waits needs no processor"
         return _verdict(numbers, limit, reason, change, _up_to(numbers, gain), gain)
     if count < cpus and numbers.queued < QUEUED:
-        reason += f"; {count} workers run, and {cpus} processors may be used"
+        reason += f"; num_workers is {count}, and {cpus} processors may be used"
         gain = numbers.gain(cpus / count)
         return _verdict(numbers, Limit.TOO_FEW_WORKERS, reason, f"num_workers={cpus}", _up_to(numbers, gain), gain)
     among_themselves = max(0.0, 1 - cpus / count)
