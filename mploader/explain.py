@@ -287,7 +287,7 @@ def _uneven_training(numbers: _Numbers) -> Verdict:
     statistics = numbers.statistics
     reason = (
         f"no slot was free {numbers.full:.0%} of the time, mostly while the consumer computed, and it waits "
-        f"{statistics.waiting:.0%} of its: the steps are uneven, and the slots too few for many short ones in a row"
+        f"{statistics.waiting:.0%} of its time: its steps are uneven, and the slots too few for many short ones running"
     )
     change = "spread what takes long over the steps, or speed it up"
     if statistics.slots < statistics.slots_wanted:
