@@ -109,15 +109,18 @@ class WorkerProcess:
     def send(self, message: messages.ToWorker, file: int | None = None) -> None:
         """Sends one message, and a file along with it if there is one.
 
-        A worker that cannot take it is dead, or has not read for long and is killed.
+        A worker that cannot take it has not read for long and is killed. Nothing is done to one that has closed its
+        end: its pidfd tells how it ended, and that was not this process, or it is ended for the closing.
         """
         try:
             if file is None:
                 self.channel.send(messages.encode(message))
             else:
                 socket.send_fds(self.channel, [messages.encode(message)], [file])
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # what it has been lent goes to others when its pidfd tells of its end
         except OSError:
-            self.kill()  # what it has been lent goes to others when its pidfd tells of its end
+            self.kill()
 
     def receive(self) -> tuple[messages.Message, int | None] | None:
         """Returns the next message and the file that came with it; None if there is none.
