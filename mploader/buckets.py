@@ -105,15 +105,26 @@ class BucketBy:
 
 
 @dataclass(frozen=True, eq=False)
-class LengthsOf:
-    """A source of the lengths of the samples of another one; -1 for a bad sample, unless bad samples are errors."""
+class _Measuring:
+    """A source with as many samples as another one, in the same places, and the function that gives their lengths."""
 
     source: Any
     length: Callable[[Any], int]
-    raises: bool
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def describe(self, index: int) -> str:
+        """Where a sample comes from."""
+        describe = getattr(self.source, "describe", None)
+        return "" if describe is None else str(describe(index))
+
+
+@dataclass(frozen=True, eq=False)
+class LengthsOf(_Measuring):
+    """The lengths of the samples; -1 for a bad sample, unless bad samples are errors."""
+
+    raises: bool
 
     def __getitem__(self, index: int, /) -> np.int64:
         """The length of a sample, as whatever bad data or the user's function raise."""
@@ -124,24 +135,15 @@ class LengthsOf:
                 raise
             return np.int64(-1)  # it is reported when its turn comes
 
-    def describe(self, index: int) -> str:
-        """Where a sample comes from."""
-        return _describe(self.source, index)
-
 
 @dataclass(frozen=True, eq=False)
-class Measured:
-    """The source of which :class:`LengthsOf` was asked, for the workers of the loader.
+class Measured(_Measuring):
+    """The samples themselves, for the workers of the loader.
 
-    A sample without a length is read with its length again, so what was wrong with that is an error of the sample.
+    One without a length is read with its length again, so what was wrong with that is an error of the sample.
     """
 
-    source: Any
-    length: Callable[[Any], int]
     without_length: frozenset[int]
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def __getitem__(self, index: int, /) -> Any:
         """The sample of the source."""
@@ -149,15 +151,6 @@ class Measured:
         if index in self.without_length:
             operator.index(self.length(sample))
         return sample
-
-    def describe(self, index: int) -> str:
-        """Where a sample comes from."""
-        return _describe(self.source, index)
-
-
-def _describe(source: Any, index: int) -> str:
-    describe = getattr(source, "describe", None)
-    return "" if describe is None else str(describe(index))
 
 
 @dataclass(frozen=True)

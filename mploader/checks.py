@@ -66,3 +66,43 @@ def takes_rng(transform: Callable[..., Any]) -> bool:
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]  # fmt: skip
     return len(positional) >= 2 and (positional[1].default is inspect.Parameter.empty or positional[1].name == "rng")
+
+
+def check_source(source: Any) -> int:
+    """Returns how many samples a source has.
+
+    Raises:
+        ArgumentError: it is no source, or has none.
+    """
+    if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
+        raise ArgumentError(
+            f"source is a {type(source).__name__}; it needs __len__ and __getitem__(int). "
+            "For a generator use mploader.from_generator"
+        )
+    num_samples = len(source)
+    if num_samples == 0:
+        raise ArgumentError(f"source has no samples: {source!r}"[:500])
+    return num_samples
+
+
+def check_transform(transform: Any) -> None:
+    """Checks that a transform can be called with a sample, or is None.
+
+    Raises:
+        ArgumentError: it cannot.
+    """
+    if transform is None:
+        return
+    if not callable(transform):
+        raise ArgumentError(f"transform is a {type(transform).__name__}; it must be callable, or None")
+    try:
+        signature = inspect.signature(transform)
+    except (TypeError, ValueError):  # a built-in without a signature
+        return
+    try:
+        signature.bind(*(None, None) if takes_rng(transform) else (None,))
+    except TypeError as error:
+        raise ArgumentError(
+            f"transform cannot be called: {error}. Wanted is transform(sample) or transform(sample, rng), not "
+            f"{signature}"
+        ) from None

@@ -24,12 +24,14 @@ class ConsumerTime:
         computed_ns: in which nobody waited and somebody had a batch.
         started_ns: the part of ``waited_ns`` before the first batch of all.
         full_ns: of the three, without ``started_ns``, in which no slot was free.
+        full_waited_ns: of that, in which somebody waited: the slots held other batches.
         lent_ns: the same, times the slots that were lent.
         slots: how many slots are in each state.
     """
 
     def __init__(self, now_ns: int) -> None:
-        self.waited_ns = self.copied_ns = self.computed_ns = self.started_ns = self.full_ns = self.lent_ns = 0
+        self.waited_ns = self.copied_ns = self.computed_ns = self.started_ns = 0
+        self.full_ns = self.full_waited_ns = self.lent_ns = 0
         self.slots: SlotCounts = {}
         self._waiting: set[int] = set()
         """The threads that wait. Not a count: what Ctrl-C leaves behind goes when the thread asks again."""
@@ -49,7 +51,7 @@ class ConsumerTime:
         if not self._has_started:
             self._has_started = True
             self.started_ns = self.waited_ns
-            self.full_ns = self.lent_ns = 0
+            self.full_ns = self.full_waited_ns = self.lent_ns = 0
 
     def stop_waiting(self) -> None:
         """This thread no longer waits, whether it has got a batch or an exception. Takes no lock."""
@@ -76,6 +78,7 @@ class ConsumerTime:
             copied_ns = min(copied_ns, passed_ns)
             self.copied_ns += copied_ns
             self.waited_ns += passed_ns - copied_ns
+            self.full_waited_ns += self._full_ns
         elif left_ns:
             self.computed_ns += passed_ns
         if self._waiting or left_ns:

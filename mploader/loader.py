@@ -6,7 +6,6 @@ import atexit
 import dataclasses
 import functools
 import html
-import inspect
 import math
 import os
 import threading
@@ -24,7 +23,7 @@ from mploader.bad_limit import BadLimit
 from mploader.bad_record import BadRecord
 from mploader.blame import MAX_HANGS_IN_A_ROW
 from mploader.buckets import BucketBy, LengthsOf, Measured
-from mploader.checks import path_text, seconds, takes_rng, whole_number
+from mploader.checks import check_source, check_transform, path_text, seconds, whole_number
 from mploader.errors import ArgumentError, LoaderError, ResourceError, SampleError, SpecError, StallError
 from mploader.explain import Verdict, explain
 from mploader.layout import make_layout, make_whole_layout, varying_bytes
@@ -32,7 +31,7 @@ from mploader.order import ShardShuffle, arrange
 from mploader.plan import Plan
 from mploader.pool import Pool
 from mploader.position import Consumption, Position
-from mploader.reports import BadSample
+from mploader.reports import ADVICE, BadSample
 from mploader.run import Run
 from mploader.spec import component_names, map_structure
 from mploader.statistics import Statistics
@@ -107,8 +106,8 @@ class Loader:
         stall_timeout: float = 300.0,
         trace: str | os.PathLike[str] | None = None,
     ) -> None:
-        num_samples = _check_source(source)
-        _check_transform(transform)
+        num_samples = check_source(source)
+        check_transform(transform)
         if bucket_by is not None and not isinstance(bucket_by, BucketBy):
             raise ArgumentError(f"bucket_by={bucket_by!r}: wants a mploader.BucketBy, or None")
         trace = None if trace is None else path_text("trace", trace, "the name of a file")
@@ -473,10 +472,11 @@ class Loader:
         assert first_error is not None
         if self._on_bad_sample == "raise":
             raise first_error
+        first = str(first_error).replace(f"{ADVICE}\n", "")  # it was followed
         raise SampleError(
             f"none of the samples that were tried could be made into an element, and on_bad_sample="
             f"{self._on_bad_sample!r} needs a good one to learn shapes and dtypes from. The first of them:\n\n"
-            f"{first_error}"
+            f"{first}"
         )
 
     def _spread_samples(self) -> list[int]:
@@ -564,36 +564,6 @@ def _measure_lengths(
         lengths, batch_size=batch_size, num_workers=num_workers, on_bad_sample=policy, stall_timeout=stall_timeout_s
     ) as loader:
         return np.concatenate([batch.copy() for batch in loader])
-
-
-def _check_source(source: Any) -> int:
-    if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
-        raise ArgumentError(
-            f"source is a {type(source).__name__}; it needs __len__ and __getitem__(int). "
-            "For a generator use mploader.from_generator"
-        )
-    num_samples = len(source)
-    if num_samples == 0:
-        raise ArgumentError(f"source has no samples: {source!r}"[:500])
-    return num_samples
-
-
-def _check_transform(transform: Any) -> None:
-    if transform is not None and not callable(transform):
-        raise ArgumentError(f"transform is a {type(transform).__name__}; it must be callable, or None")
-    if transform is None:
-        return
-    try:
-        signature = inspect.signature(transform)
-    except (TypeError, ValueError):  # a built-in without a signature
-        return
-    try:
-        signature.bind(*(None, None) if takes_rng(transform) else (None,))
-    except TypeError as error:
-        raise ArgumentError(
-            f"transform cannot be called: {error}. Wanted is transform(sample) or transform(sample, rng), not "
-            f"{signature}"
-        ) from None
 
 
 _open_loaders: weakref.WeakSet[Loader] = weakref.WeakSet()

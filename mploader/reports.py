@@ -23,6 +23,7 @@ _ENVIRONMENT_ERRNOS = frozenset(
     }
 )  # fmt: skip
 
+ADVICE = 'Mend the data or the transform, or pass on_bad_sample="drop" or "replace" to go on without it.'
 KIND_CHARACTERS = 200
 MESSAGE_CHARACTERS = 2_000
 TRACEBACK_CHARACTERS = 12_000
@@ -73,8 +74,7 @@ class SampleReport:
         if self.group == "generator":
             advice = "An element cannot be left out: mend the generator."
             return SampleError(f"{text}\n{advice}\n\n{self.traceback}".rstrip())
-        advice = 'Mend the data or the transform, or pass on_bad_sample="drop" or "replace" to go on without it.'
-        return SampleError(f"{text}\n{advice}\n\n{self.traceback}".rstrip())
+        return SampleError(f"{text}\n{ADVICE}\n\n{self.traceback}".rstrip())
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ class Statistics:
         slot_bytes: size of a slot.
         full_s: seconds of ``active_s`` during which no slot was free.
         lent_slot_s: slots lent, times the seconds of ``active_s`` during which they were.
-        full_waited_s: seconds of ``full_s`` that ended with a batch for a consumer that waited: the slots held others.
+        full_waited_s: seconds of ``full_s`` in which a consumer waited: the slots held other batches.
         start_s: seconds that the workers took to start and to make a first sample; the same in every snapshot.
     """
 
@@ -318,7 +318,7 @@ class Counters:
         self._lock = threading.RLock()  # a signal handler may come back while it is held
         self._listener: Listener | None = None
         self._workers = [_Work() for _ in range(num_workers)]
-        self._batches = self._samples = self._bytes = self._copied = self._bad = self._full_waited_ns = 0
+        self._batches = self._samples = self._bytes = self._copied = self._bad = 0
         self._slots_wanted = self._slot_bytes = self._start_ns = 0
         self._made_ns = self._marked_ns = time.monotonic_ns()
         self._time = ConsumerTime(self._made_ns)
@@ -392,9 +392,7 @@ class Counters:
             self._bytes += handover.size
             self._copied += handover.copied
             self._bad += handover.bad
-            full_ns = self._time.full_ns
             self._time.get(handover.got_ns, handover.got_ns - handover.taken_ns if handover.copied else 0)
-            self._full_waited_ns += max(0, self._time.full_ns - full_ns)  # the first batch of all sets it back
             self._time.see_slots(handover.got_ns, slots)
             if not self._marks or handover.got_ns - self._marked_ns > MARK_S * 1e9:
                 # The first mark lies behind the first batch, so that the start of the workers is no part of a verdict.
@@ -434,6 +432,6 @@ class Counters:
             slot_bytes=self._slot_bytes,
             full_s=spent.full_ns / 1e9,
             lent_slot_s=spent.lent_ns / 1e9,
-            full_waited_s=self._full_waited_ns / 1e9,
+            full_waited_s=spent.full_waited_ns / 1e9,
             start_s=self._start_ns / 1e9,
         )  # fmt: skip

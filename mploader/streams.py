@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import google_crc32c
@@ -235,9 +236,12 @@ class SplitRagged:
     def __call__(self, element: Any) -> Any:
         """Returns the element with tuples in place of its ragged components."""
         leaves = flatten_like(self.specs, element)
-        names = component_names(self.specs)
-        parts = [_split(*component) for component in zip(leaves, flatten(self.specs), names, strict=True)]
+        parts = [_split(leaf, spec, name) for leaf, (spec, name) in zip(leaves, self._components, strict=True)]
         return pack_as(self.specs, parts)
+
+    @cached_property
+    def _components(self) -> list[tuple[ArraySpec, str]]:
+        return list(zip(flatten(self.specs), component_names(self.specs), strict=True))
 
 
 def _split(leaf: Any, spec: ArraySpec, name: str) -> Any:

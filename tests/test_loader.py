@@ -327,8 +327,9 @@ def test_a_transform_that_always_fails_is_an_error_of_the_constructor() -> None:
 
 
 def test_a_loader_that_may_drop_samples_says_why_it_cannot_begin() -> None:
-    with pytest.raises(mploader.SampleError, match=r"(?s)none of the samples that were tried.*is rotten"):
+    with pytest.raises(mploader.SampleError, match=r"(?s)none of the samples that were tried.*is rotten") as caught:
         Loader(range(5), fail_at(*range(5)), batch_size=2, num_workers=1, on_bad_sample="drop")
+    assert "pass on_bad_sample=" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from mploader.images import Resize
     from mploader.loader import Loader
     from mploader.pictures import LabelledPicture
+    from mploader.reports import ADVICE
     from mploader.show import columns_for, draw, save
     from mploader.sources import open_source
 
@@ -52,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
             batches = [batch for _, batch in zip(range(args.batches), loader, strict=False)]
             page = draw(batches, getattr(source, "class_names", ()), columns_for(args.batch_size))
     except SampleError as error:
-        # What a loader advises is an option of its own, which this command does not have.
-        told = str(error).partition("\nMend the data or the transform, or pass on_bad_sample=")[0]
+        told = str(error).partition(f"\n{ADVICE}")[0]  # of an option that this command does not have
         raise SampleError(f"{told}\n`mploader verify {args.path}` lists what is bad there.") from error
     save(page, args.output)
     count = "1 batch" if len(batches) == 1 else f"{len(batches)} batches"

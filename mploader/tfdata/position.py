@@ -59,20 +59,17 @@ class Position(tf.train.experimental.PythonState):  # type: ignore[misc]
         is left out. A dataset that passes over batches (``skip``, ``filter``) cannot be counted.
         """
         iterator = iter(batches)
-        if iterator is batches:
-            for batch in iterator:
-                self.advance()
-                yield batch
-            return
-        self._loader.consumption.give_up()
-        self._iterations += 1
+        is_new = iterator is not batches
+        if is_new:
+            self._loader.consumption.give_up()
+            self._iterations += 1
         number = self._iterations
         try:
             for batch in iterator:
                 self.advance()
                 yield batch
         finally:
-            if number == self._iterations:
+            if is_new and number == self._iterations:
                 self._loader.consumption.give_up()
 
     def serialize(self) -> str:
