@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from typing import NamedTuple
 
 
@@ -28,6 +29,8 @@ class CpuClock:
             self._fd = os.open("/proc/self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             self._fd = -1
+        else:
+            weakref.finalize(self, os.close, self._fd).atexit = False
 
     def read(self) -> CpuTimes:
         """Returns the totals so far."""

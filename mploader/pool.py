@@ -156,10 +156,12 @@ class Pool:
 
         Raises:
             ResourceError: the memory is not granted.
+            LoaderError: the pool is closed or has failed.
         """
-        memory = self._arena.add_slots(payload.dumps(layout), slots, batch_bytes)
-        self._counters.allocated(slots if wanted is None else wanted, memory.slot_bytes)
         with self._ledger.lock:
+            self._ledger.check()  # an open pool has its memory's file
+            memory = self._arena.add_slots(payload.dumps(layout), slots, batch_bytes)
+            self._counters.allocated(slots if wanted is None else wanted, memory.slot_bytes)
             self._ledger.layout = layout
             self._ledger.schedule = Schedule(slots, reserved)
             self._ledger.wake()

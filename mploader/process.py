@@ -73,21 +73,27 @@ class WorkerProcess:
     def _start(
         self, kept: contextlib.ExitStack, handed_over: contextlib.ExitStack, memory_fd: int, job_fd: int
     ) -> None:
-        """Opens what both sides need and starts the process. The stacks close what was opened."""
+        """Opens what both sides need and starts the worker. The stacks close what was opened."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.channel = kept.enter_context(ours)
         handed_over.enter_context(theirs)
         self.channel.setblocking(False)
-        passed = [_above_standard(fd, handed_over) for fd in (theirs.fileno(), memory_fd, job_fd)]
         self.stderr_fd, stderr_write = os.pipe2(os.O_CLOEXEC)
         kept.callback(os.close, self.stderr_fd)
         handed_over.callback(os.close, stderr_write)
         os.set_blocking(self.stderr_fd, False)
-        numbers = (os.getpid(), self.index, self.start, *passed)
+        passed = [_above_standard(fd, handed_over) for fd in (theirs.fileno(), memory_fd, job_fd)]
+        self._launch(kept, stderr_write, *passed)
+
+    def _launch(
+        self, kept: contextlib.ExitStack, stderr_fd: int, channel_fd: int, memory_fd: int, job_fd: int
+    ) -> None:
+        """Starts what is at the other end, with its own copies of these files; sets ``pid`` and ``pidfd``."""
+        passed = channel_fd, memory_fd, job_fd
         self._popen = subprocess.Popen(
-            interpreter.command(_PROGRAM, *numbers),
+            interpreter.command(_PROGRAM, os.getpid(), self.index, self.start, *passed),
             stdin=subprocess.DEVNULL,
-            stderr=stderr_write,
+            stderr=stderr_fd,
             pass_fds=passed,
             env=environment(),
             start_new_session=True,
@@ -137,10 +143,10 @@ class WorkerProcess:
                 self.is_closed_by_peer = True
                 return None
             raise
-        if not data:
-            self.is_closed_by_peer = True
-            return None
         try:
+            if not data:  # the end of the channel, or nonsense that looks like it
+                self.is_closed_by_peer = True
+                return None
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 raise messages.ProtocolError("a message that is too long, or the trainer has no descriptor left for "
                                              "the file that belongs to it (ulimit -n)")  # fmt: skip
@@ -234,7 +240,7 @@ class WorkerProcess:
         os.close(self.stderr_fd)
 
     def __repr__(self) -> str:
-        return f"<WorkerProcess {self.index}: pid {self.pid}, start {self.start}>"
+        return f"<{type(self).__name__} {self.index}: pid {self.pid}, start {self.start}>"
 
 
 def _above_standard(fd: int, opened: contextlib.ExitStack) -> int:

@@ -15,12 +15,13 @@ Guarantees, each searched exhaustively in small worlds by ``tests/test_schedule_
 * A position of a run is delivered exactly once. It leaves LEASED only by a result that matches its current lease, or
   by the loss of its worker, which makes it pending again with the next attempt.
 * No slot has two writers. A slot whose worker may still be alive is LEASED or QUARANTINED, never FREE.
-* No state is stuck. Positions are leased in order, so the head of a run comes first; if every slot holds batches that
-  nobody waits for, the one that is needed last is *spilled*: copied into memory of the trainer, and its slot given to
-  the one that is waited for. At most ``slots - reserved`` slots are lent or quarantined when another one is lent, so
-  the consumer can never hold them all; beyond that a batch is to be copied out. A run has at most ``limit`` batches
-  that are not delivered, so spilling is bounded. Workers that do not die may take even the reserved slots: whoever
-  waits then is *starved*, until the consumer drops a batch or such a worker dies.
+* No state is stuck. Positions are leased in order, so those before one that is waited for are *wanted* as it is; if
+  every slot holds batches that nobody waits for, the one that is needed last is *spilled*: copied into memory of the
+  trainer, and its slot given to the one that is wanted. At most ``slots - reserved`` slots are lent or quarantined when
+  another one is lent, so the consumer can never hold them all; beyond that a batch is to be copied out. A run has at
+  most ``limit`` batches that are not delivered, or as many as its consumer skips, so spilling is bounded. Workers that
+  do not die may take even the reserved slots: whoever waits then is *starved*, until the consumer drops a batch or such
+  a worker dies.
 * No stream begins behind another's batch while a worker may get free: it is bound to a worker that has nothing in
   hand. While one is waited for, workers get no second lease, so that the first to finish takes it.
 """
@@ -232,10 +233,10 @@ class Schedule:
             run = self._runs[run_number]
             worker = self._worker_for(run, backlog)
             if worker is None:
-                if run.is_unbound and position in run.waiting:
+                if run.is_unbound and run.is_wanted(position):
                     backlog = 1  # the first worker to finish takes it
                 continue  # a stream may have to wait for its own worker while others are idle
-            slot, spilled = self._find_slot(waited=position in run.waiting)
+            slot, spilled = self._find_slot(wanted=run.is_wanted(position))
             if slot is None:
                 return None
             return self._lease(worker, run_number, position, slot, spilled)
@@ -450,16 +451,16 @@ class Schedule:
     def _needs(self) -> list[tuple[int, int]]:
         """The run and position that each run needs next, the most urgent first.
 
-        A position that a consumer waits for comes first, of a stream that has no worker before others, or it might
-        never find one free. Then the claimed run with the fewest batches under way or ready, so that runs side by side
-        share the slots evenly. Then what is made ahead of time.
+        A position comes first that a consumer waits for, or that stands before one; of a stream that has no worker
+        before others, or it might never find one free. Then the claimed run with the fewest batches under way or ready,
+        so that runs side by side share the slots evenly. Then what is made ahead of time.
         """
         ranked = []
         for number, run in self._runs.items():
             position = run.next_pending()
             if position is not None and (run.claimed or not self.is_ahead_held):
-                is_waited, under_way = position in run.waiting, len(run.tasks) - len(run.pending)
-                rank = (not is_waited, not run.claimed, is_waited and not run.is_unbound, under_way, number)
+                is_wanted, under_way = run.is_wanted(position), len(run.tasks) - len(run.pending)
+                rank = (not is_wanted, not run.claimed, is_wanted and not run.is_unbound, under_way, number)
                 ranked.append((rank, (number, position)))
         return [need for _, need in sorted(ranked)]
 
@@ -475,9 +476,9 @@ class Schedule:
             return None
         return worker
 
-    def _find_slot(self, *, waited: bool) -> tuple[int | None, int]:
-        """A free slot; for a position that is waited for if need be that of a ready batch, with the task's number."""
-        spilled = self._spill() if not self._free and waited else -1
+    def _find_slot(self, *, wanted: bool) -> tuple[int | None, int]:
+        """A free slot; for a position that is wanted if need be that of a ready batch, with the task's number."""
+        spilled = self._spill() if not self._free and wanted else -1
         return (self._free.pop() if self._free else None), spilled
 
     def _spill(self) -> int:

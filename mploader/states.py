@@ -174,7 +174,7 @@ class Run:
     """One more than the last position; infinite for a stream that has not ended."""
     claimed: bool
     limit: int
-    """Most batches that may be under way or ready, unless one is waited for."""
+    """Most batches that may be under way or ready, unless more are wanted."""
     frontier: int
     """The first position that was never leased."""
     pending: list[int] = field(default_factory=list)
@@ -203,6 +203,12 @@ class Run:
         """The position to make next; None if there is none, or enough are under way."""
         if self.pending:
             return self.pending[0]
-        if self.frontier < self.length and (len(self.tasks) < self.limit or self.frontier in self.waiting):
+        if self.frontier < self.length and (len(self.tasks) < self.limit or self.is_wanted(self.frontier)):
             return self.frontier
         return None
+
+    def is_wanted(self, position: int) -> bool:
+        """Whether somebody waits for a position, or for one that is leased after it."""
+        return position in self.waiting or any(
+            other > position and (other >= self.frontier or other in self.pending) for other in self.waiting
+        )

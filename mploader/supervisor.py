@@ -20,7 +20,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from typing import Any
+from typing import Any, ClassVar
 
 from mploader import messages, reports
 from mploader.arena import Arena
@@ -58,9 +58,14 @@ class Supervisor:
         blame: finds out why workers end.
         shards: what the generators are called with, to name them in messages; empty without generators.
 
+    Attributes:
+        worker_class: what a worker of supervisors that are made from now on is started as; tests put another one here.
+
     Raises:
         OSError: no descriptor is left.
     """
+
+    worker_class: ClassVar[type[WorkerProcess]] = WorkerProcess
 
     def __init__(
         self,
@@ -73,6 +78,7 @@ class Supervisor:
         blame: Blame,
         shards: Sequence[Any] = (),
     ) -> None:
+        self._start_worker = self.worker_class
         self._ledger = ledger
         self._arena = arena
         self._job_fd = job_fd
@@ -97,8 +103,7 @@ class Supervisor:
             self._fail(WorkerError(f"mploader's supervising thread failed; please report this:\n{text}"))
         finally:
             with ExitStack() as last:  # in reverse order, each whatever becomes of the others
-                last.callback(self._close_ledger)
-                last.callback(self._arena.close)
+                last.callback(self._close_shared)
                 last.callback(os.close, self._job_fd)
                 last.callback(self._epoll.close)
                 self._end_all()
@@ -119,9 +124,12 @@ class Supervisor:
             self._losses.pass_over(seen_s - before_s - TICK_S)
             self._losses.watch(seen_s)
 
-    def _close_ledger(self) -> None:
-        with self._ledger.lock:
-            self._ledger.close()
+    def _close_shared(self) -> None:
+        with self._ledger.lock:  # nobody may be at work with what is closed here
+            try:
+                self._arena.close()
+            finally:
+                self._ledger.close()
 
     def _fail(self, error: LoaderError) -> None:
         with self._ledger.lock:
@@ -158,7 +166,7 @@ class Supervisor:
     def _start(self, index: int) -> None:
         area = self._arena.areas[index]
         area.take_up(NO_TASK)  # what the worker before had in hand is no business of this one
-        process = WorkerProcess(self._next_number, index, self._starts[index] + 1, self._arena.fd, self._job_fd)
+        process = self._start_worker(self._next_number, index, self._starts[index] + 1, self._arena.fd, self._job_fd)
         self._next_number += 1
         self._starts[index] += 1
         if self._starts[index] > 1:

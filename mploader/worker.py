@@ -190,21 +190,24 @@ class Worker:
             data, files, _, _ = socket.recv_fds(self._channel, messages.MAX_BYTES, 1)
             if not data:
                 return  # the trainer has closed its end, or is gone
-            message = messages.decode(data)
-            if isinstance(message, messages.Fill):
-                self._fill(message)
-            elif isinstance(message, messages.Draw):
-                self._draw(message)
-            elif isinstance(message, messages.Forget):
-                self._streams.forget(message.run)
-            elif isinstance(message, messages.Condemn):
-                self._condemned[message.epoch, message.index] = message.status
-            elif isinstance(message, messages.Renew):
-                self._samples.renew(files[0], self._job_fd)
-            elif isinstance(message, messages.Open):
-                self._open(message)
-            elif isinstance(message, messages.Describe):
-                self._describe(message)
+            self.handle(messages.decode(data), files)
+
+    def handle(self, message: messages.Message, files: list[int]) -> None:
+        """Does what one message asks for; ``files`` are the descriptors that came with it."""
+        if isinstance(message, messages.Fill):
+            self._fill(message)
+        elif isinstance(message, messages.Draw):
+            self._draw(message)
+        elif isinstance(message, messages.Forget):
+            self._streams.forget(message.run)
+        elif isinstance(message, messages.Condemn):
+            self._condemned[message.epoch, message.index] = message.status
+        elif isinstance(message, messages.Renew):
+            self._samples.renew(files[0], self._job_fd)
+        elif isinstance(message, messages.Open):
+            self._open(message)
+        elif isinstance(message, messages.Describe):
+            self._describe(message)
 
     def _open(self, message: messages.Open) -> None:
         memory = mmap.mmap(self._memory_fd, message.slots_offset + message.slots * message.slot_bytes)
@@ -385,7 +388,6 @@ class Worker:
             os.close(overflow)
 
 
-
 def _component_bytes(leaf: Any) -> int:
     if isinstance(leaf, (bytes, str)):
         return len(leaf.encode() if isinstance(leaf, str) else leaf)
@@ -420,11 +422,12 @@ def main() -> None:
     channel.setblocking(True)
     area = WorkerArea(mmap.mmap(memory_fd, 0), index)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the trainer has closed its end, or is gone
-        _serve(channel, memory_fd, area, job_fd)
+        serve(channel, memory_fd, area, job_fd)
     faultpoints.reach("shutting down")
 
 
-def _serve(channel: socket.socket, memory_fd: int, area: WorkerArea, job_fd: int) -> None:
+def serve(channel: socket.socket, memory_fd: int, area: WorkerArea, job_fd: int) -> None:
+    """A worker's life from its first word to the end of its channel."""
     area.step(NOTHING_IN_HAND)
     faultpoints.reach("before hello")
     try:

@@ -123,6 +123,15 @@ def run_script(tmp_path: pathlib.Path) -> Callable[..., subprocess.CompletedProc
     return run
 
 
+@pytest.fixture
+def workers_in_threads() -> Iterator[None]:
+    """The test starts no process for its loaders."""
+    from mploader import testing
+
+    with testing.workers_in_threads():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_loader_outlives_its_test() -> Iterator[None]:
     """Closes what a test left open, so that its workers do not run beside the next test."""

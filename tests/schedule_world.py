@@ -39,6 +39,7 @@ class Setting:
         ahead: which runs nobody asks for at first.
         streams: which runs are the output of a generator, one element a batch.
         ordinal: what dead workers have in hand, as :meth:`Schedule.worker_lost` wants it.
+        backwards: consumers ask for the last batch of a run first.
     """
 
     chances: Chances
@@ -50,6 +51,7 @@ class Setting:
     ahead: frozenset[int] = frozenset()
     streams: frozenset[int] = frozenset()
     ordinal: int = 0
+    backwards: bool = False
 
 
 class State(enum.Enum):
@@ -264,10 +266,15 @@ class World:
         self.schedule.claim(self.runs[number])
 
     def take(self, number: int) -> None:
-        taken = self.schedule.take(self.runs[number], self.positions[number])
+        taken = self.schedule.take(self.runs[number], self.wanted(number))
         if taken is not None:
             self.check(number, taken)
             self.positions[number] += 1
+
+    def wanted(self, number: int) -> int:
+        """The position of a run that its consumer asks for next."""
+        place = self.positions[number]
+        return self.setting.lengths[number] - 1 - place if self.setting.backwards else place
 
     def check(self, number: int, taken: Taken) -> None:
         if taken.failed:
@@ -275,7 +282,7 @@ class World:
             return
         assert taken.task not in self.failed
         content = self.slots[taken.slot] if taken.slot >= 0 else self.memory.pop(taken.task)
-        assert content == (self.runs[number], self.positions[number]), "a batch with another's bytes"
+        assert content == (self.runs[number], self.wanted(number)), "a batch with another's bytes"
         if taken.slot < 0:
             return
         if taken.copy:

@@ -15,8 +15,8 @@ from mploader.intake import Intake, map_file
 from mploader.reports import SampleReport
 from mploader.spec import ArraySpec
 from mploader.states import Lease, SlotState
+from mploader.testing.fakes import FakeCrew
 from mploader.worker import Description
-from tests.fakes import FakeCrew
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from mploader.errors import StallError, WorkerError
 from mploader.losses import STACKS_S, UNKILLABLE_S, Losses
 from mploader.reports import STALLED
 from mploader.states import SlotState
-from tests.fakes import FakeCrew
+from mploader.testing.fakes import FakeCrew
 
 STALL_S = 10.0
 SEGV = -11

@@ -67,6 +67,11 @@ class Search:
         pytest.param(
             Setting(Chances(kills=3), workers=1, lengths=(2,), ordinal=-1), id="a batch kills its workers"
         ),
+        pytest.param(Setting(Chances(kills=1), workers=1, lengths=(4,), backwards=True), id="the last batch is first"),
+        pytest.param(
+            Setting(Chances(kills=1), workers=1, lengths=(3, 2), slots=1, backwards=True),
+            id="the last batches of two runs are first",
+        ),
         pytest.param(
             Setting(Chances(kills=1, holds=1), workers=1, lengths=(1, 2), ahead=frozenset({1})),
             id="a run is made ahead and held back",

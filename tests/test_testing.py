@@ -8,13 +8,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from mploader import ArgumentError, Loader
 from mploader.faultpoints import POINTS, VARIABLE
-from mploader.testing import Census, FlakySource, faults
-from tests.transforms import identity
+from mploader.testing import Census, FlakySource, faults, workers_in_threads
+from tests.transforms import digest, identity, noisy
 
 SLEEP = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
 
@@ -45,6 +47,44 @@ def test_a_fault_strikes_inside_the_block_and_the_stream_stays_the_same(monkeypa
 def test_what_is_no_fault_is_refused(text: str) -> None:
     with pytest.raises(ArgumentError, match="MPLOADER_FAULT"), faults(text):
         pass
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_in_threads_give_the_same_batches_and_start_no_process(workers: int) -> None:
+    options: dict[str, Any] = {"batch_size": 7, "shuffle": True, "num_workers": workers}
+    with Loader(range(60), noisy, **options) as loader:
+        expected = [digest(loader) for _ in range(2)]
+    before = Census.take()
+    with workers_in_threads():
+        loader = Loader(range(60), noisy, **options)
+    with loader:
+        assert Census.take().processes == before.processes
+        assert [digest(loader) for _ in range(2)] == expected
+        assert len(set(loader.worker_pids)) == workers
+        for pid in loader.worker_pids:
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+    del loader
+    assert before.settle() == []
+
+
+def test_a_transform_in_a_thread_can_be_stepped_through(run_script: Callable[..., Any]) -> None:
+    text = """
+import io, pdb, sys
+from mploader import Loader
+from mploader.testing import workers_in_threads
+
+def transform(sample):
+    doubled = 2 * sample
+    pdb.Pdb(stdin=io.StringIO("p doubled\\nc\\n"), stdout=sys.stdout, nosigint=True).set_trace()
+    return doubled
+
+with workers_in_threads(), Loader([21], transform, batch_size=1, num_workers=1) as loader:
+    print("batch", next(iter(loader)))
+"""
+    done = run_script(text)
+    assert "(Pdb) 42\n" in done.stdout
+    assert "batch [42]" in done.stdout
 
 
 def test_a_flaky_source_fails_the_first_times() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+
+from mploader.spec import flatten
 
 Element = dict[str, Any]
 
@@ -77,3 +80,14 @@ def odd_labels_are_bad(sample: tuple[bytes, int]) -> int:
     if sample[1] % 2:
         raise ValueError(f"label {sample[1]} is odd: so the test says")
     return 0
+
+
+def digest(batches: Iterable[Any]) -> str:
+    """SHA-256 of a stream of batches: structure, dtypes, shapes, bytes and order."""
+    stream = hashlib.sha256()
+    for batch in batches:
+        for leaf in flatten(batch):
+            array = np.asarray(leaf)
+            stream.update(f"{array.dtype}{array.shape}".encode())
+            stream.update(array.tobytes())
+    return stream.hexdigest()

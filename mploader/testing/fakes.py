@@ -31,13 +31,16 @@ class FakeProcess:
         self.stacks_asked = 0
 
     def send(self, message: messages.ToWorker, file: int | None = None) -> None:
+        """Notes a message."""
         self.sent.append(message)
 
     def ask_for_stacks(self) -> None:
+        """Notes it, and prints them at once."""
         self.stacks_asked += 1
         self.printed = f"stack of worker {self.index}"
 
     def kill(self) -> None:
+        """Notes it, at the second 1 of the clock."""
         self.killed_s = self.killed_s or 1.0
 
 
@@ -65,9 +68,11 @@ class FakeCrew:
         return member
 
     def process(self, number: int = 0) -> FakeProcess:
+        """The fake that a worker is."""
         return cast(FakeProcess, self.crew.members[number].process)
 
     def close(self) -> None:
+        """Gives the memory back."""
         self.members.clear()
         self.crew.members.clear()
         self.ledger.close()

@@ -1,119 +1,17 @@
-"""Tools to test a pipeline against faults: inject them into workers, and count what is left behind.
-
-Fault points
-    A worker passes named places, and can be made to die, stop or fail at any of them by the environment variable
-    ``MPLOADER_FAULT``, which :func:`faults` sets for the loaders that are made inside its ``with`` block. One fault is
-    ``point:number:action`` or ``point:number:action:times``, several are separated by ``;``.
-
-    ``point``
-        "before hello", "after hello" (its start), "task received", "record opened" (a data file is open), "record half
-        read", "mid decode" (a sample is read, the transform comes next), "slot half written", "result unsent", "result
-        sent", "idle", "shutting down".
-    ``number``
-        the position of the batch in its epoch; of the generator, for ``from_generator``; before the first task, the
-        worker's own index. ``*``: any.
-    ``action``
-        KILL, STOP, SEGV, ABRT, TERM or any other signal by its name without SIG; ``EXIT0``, ``EXIT1``...: leaves with
-        that code; ``SLEEP0.5``: seconds; ``EIO``: an ``OSError`` with that code.
-    ``times``
-        strikes up to this attempt at the batch (before the first task: up to this start of the worker), and at most so
-        often in one worker; 1 if it is left out; ``*``: always.
-
-Example::
-
-    from mploader.testing import Census, faults
-
-    before = Census.take()
-    with faults("mid decode:3:KILL", "slot half written:5:SEGV:2"), mploader.Loader(...) as loader:
-        for batch in loader:  # as without the faults
-            ...
-    del batch
-    assert before.settle() == []
-"""
+"""What a process and those that it has started hold of the machine."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import gc
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from mploader.errors import ArgumentError
-from mploader.faultpoints import POINTS, VARIABLE, Fault
-
-__all__ = ["POINTS", "Census", "FlakySource", "faults"]
 
 _MEMORY = "/memfd:mploader"
 _POLL_S = 0.02
-
-
-@contextlib.contextmanager
-def faults(*texts: str) -> Iterator[None]:
-    """Injects faults into the workers that are started inside the block, of loaders that are made there.
-
-    Workers read the variable when they start: a worker that is replaced inside the block has the faults too.
-
-    Args:
-        texts: as the module's docstring says, such as "mid decode:3:KILL".
-
-    Raises:
-        ArgumentError: a text does not name a fault.
-    """
-    for text in texts:
-        try:
-            Fault.parse(text)
-        except ValueError as error:
-            raise ArgumentError(str(error)) from None
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = ";".join(texts)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[VARIABLE]
-        else:
-            os.environ[VARIABLE] = before
-
-
-class FlakySource:
-    """A source that fails with an ``OSError`` the first few times that a sample is read, in each worker.
-
-    Args:
-        samples: what it gives otherwise, any sequence.
-        failures: how often each of the ``bad`` samples fails first.
-        bad: indices of samples that fail; None: all.
-        code: the error's ``errno``. EIO and others that tell of the machine are tried again, ENOENT is not.
-    """
-
-    def __init__(
-        self, samples: Sequence[Any], failures: int = 1, bad: Sequence[int] | None = None, code: int = errno.EIO
-    ) -> None:
-        self._samples = samples
-        self._failures = failures
-        self._bad = None if bad is None else frozenset(bad)
-        self._code = code
-        self._failed: dict[int, int] = {}
-
-    def __len__(self) -> int:
-        """The number of samples."""
-        return len(self._samples)
-
-    def __getitem__(self, index: int) -> Any:
-        """Returns a sample, or fails."""
-        if (self._bad is None or index in self._bad) and self._failed.get(index, 0) < self._failures:
-            self._failed[index] = self._failed.get(index, 0) + 1
-            raise OSError(self._code, os.strerror(self._code), self.describe(index))
-        return self._samples[index]
-
-    def describe(self, index: int) -> str:
-        """Where a sample comes from."""
-        return f"flaky source, item {index}"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,116 @@
+"""Workers that are threads of the trainer's process."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import mmap
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+from mploader import reports, worker
+from mploader.arena import WorkerArea
+from mploader.process import WorkerProcess
+from mploader.supervisor import Supervisor
+
+_FIRST_PID = 2**22 + 1
+"""Beyond the kernel's highest process id, so that no signal that is meant for such a worker reaches a process."""
+
+
+@contextlib.contextmanager
+def workers_in_threads(kind: type[ThreadWorker] | None = None) -> Iterator[None]:
+    """Lets the workers of all loaders that are made inside the block be threads of this process.
+
+    Batches, order and errors are the same. What needs a process of its own is not: a transform that crashes takes this
+    process along, one that hangs cannot be ended, fault points do not strike, and the threads share one GIL.
+
+    Args:
+        kind: a subclass of :class:`ThreadWorker` that behaves otherwise. None: :class:`ThreadWorker`.
+    """
+    before = Supervisor.worker_class
+    Supervisor.worker_class = kind or ThreadWorker
+    try:
+        yield
+    finally:
+        Supervisor.worker_class = before
+
+
+class WorkerEndedError(Exception):
+    """Raised in :meth:`ThreadWorker.serve`: from here on the worker is one that has ended, with an exit status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class ThreadWorker(WorkerProcess):
+    """A worker as the trainer sees it, whose code runs in a thread; see :class:`~mploader.process.WorkerProcess`.
+
+    A subclass may do in :meth:`serve` whatever a process may do to its trainer: end at any place, hang, send nonsense.
+    """
+
+    def _launch(self, kept: contextlib.ExitStack, stderr_fd: int, channel_fd: int, memory_fd: int, job_fd: int) -> None:
+        self.pid = _FIRST_PID + self.number
+        self._status = 0
+        self._stderr_fd, self._stacks_fd = os.dup(stderr_fd), os.dup(stderr_fd)
+        kept.callback(os.close, self._stacks_fd)
+        self.pidfd, alive_fd = os.pipe2(os.O_CLOEXEC)  # without a writer it polls as an ended process does
+        kept.callback(os.close, self.pidfd)
+        channel = socket.socket(fileno=os.dup(channel_fd))
+        self._thread = threading.Thread(
+            target=self._live, args=(channel, os.dup(memory_fd), os.dup(job_fd), alive_fd),
+            name=f"mploader {self.name}", daemon=True,
+        )  # fmt: skip
+        self._thread.start()
+
+    def _live(self, channel: socket.socket, memory_fd: int, job_fd: int, alive_fd: int) -> None:
+        with contextlib.ExitStack() as last, channel:
+            for fd in (alive_fd, self._stderr_fd, memory_fd, job_fd):
+                last.callback(os.close, fd)
+            try:
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the trainer has closed its end
+                    self.serve(channel, memory_fd, WorkerArea(mmap.mmap(memory_fd, 0), self.index), job_fd)
+                self._status = 0 if self.killed_s is None else -signal.SIGKILL
+            except WorkerEndedError as end:
+                self._status = end.status
+            except BaseException as error:
+                self.print(reports.traceback_of(error))
+                self._status = 1
+
+    def serve(self, channel: socket.socket, memory_fd: int, area: WorkerArea, job_fd: int) -> None:
+        """The worker's life; see :func:`mploader.worker.serve`."""
+        worker.serve(channel, memory_fd, area, job_fd)
+
+    def print(self, text: str) -> None:
+        """Prints to the worker's standard error; to be called in :meth:`serve`."""
+        os.write(self._stderr_fd, text.encode())
+
+    @property
+    def state(self) -> str:
+        """In the place of what the kernel says of a process."""
+        return "a thread" if self._thread.is_alive() else "ended"
+
+    def ask_for_stacks(self) -> None:
+        """Prints the Python stacks of all threads."""
+        faulthandler.dump_traceback(self._stacks_fd)
+
+    def kill(self) -> None:
+        """Lets the worker end where it reads or writes its channel next; a thread cannot be ended from without."""
+        if self.killed_s is None:
+            self.killed_s = time.monotonic()
+        self.ask_to_end()
+
+    def reap(self) -> int:
+        """Collects the ended thread; see :meth:`WorkerProcess.reap`."""
+        self._thread.join()
+        self.close()
+        return self._status
+
+    def close(self) -> None:
+        """Closes the trainer's descriptors of this worker."""
+        super().close()
+        os.close(self._stacks_fd)
