@@ -124,11 +124,11 @@ def run_script(tmp_path: pathlib.Path) -> Callable[..., subprocess.CompletedProc
 
 
 @pytest.fixture
-def workers_in_threads() -> Iterator[None]:
-    """The test starts no process for its loaders."""
+def workers_in_threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The loaders of a test start no process. In a module that uses this, a test marked ``processes`` is left out."""
     from mploader import testing
 
-    with testing.workers_in_threads():
+    with contextlib.nullcontext() if request.node.get_closest_marker("processes") else testing.workers_in_threads():
         yield
 
 

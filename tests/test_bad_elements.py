@@ -10,6 +10,8 @@ import pytest
 
 from mploader import Loader, SampleError, SpecError
 
+pytestmark = pytest.mark.usefixtures("workers_in_threads")
+
 
 def with_text(number: Callable[[int], Any]) -> Callable[[int], Any]:
     """A text, whose component is kept until the end of the batch, and a number that may be refused behind it."""

@@ -12,6 +12,8 @@ import pytest
 from mploader import ArgumentError, Loader, SampleError
 from tests.transforms import Squares, fail_at
 
+pytestmark = pytest.mark.usefixtures("workers_in_threads")
+
 SAMPLES = 100
 BAD = [index for index in range(SAMPLES) if index % 7 == 3]  # 14 of them
 

@@ -12,6 +12,8 @@ from mploader.position import BAD_INDICES_KEPT, Position
 from mploader.reports import BadSample
 from tests.transforms import Squares, fail_at
 
+pytestmark = pytest.mark.usefixtures("workers_in_threads")
+
 
 def fill(record: BadRecord, epochs: int, batches: int, each: int) -> list[tuple[Position, int]]:
     """Adds bad samples; returns all of them, with the places behind their batches."""

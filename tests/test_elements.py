@@ -10,6 +10,8 @@ from mploader import Loader, SampleError
 from mploader.pool import Pool
 from tests.transforms import fail_at, identity
 
+pytestmark = pytest.mark.usefixtures("workers_in_threads")
+
 
 class Epochs:
     """A source that is told of epochs."""

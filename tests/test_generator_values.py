@@ -13,6 +13,8 @@ from mploader.spec import ArraySpec
 from mploader.streams import SplitRagged, checksum_of
 from tests.generators import given
 
+pytestmark = pytest.mark.usefixtures("workers_in_threads")
+
 TEXTS = tf.TensorSpec((None,), tf.string)
 
 

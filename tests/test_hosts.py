@@ -20,6 +20,8 @@ import pytest
 from mploader import ArgumentError, Loader
 from tests.resume_data import SAMPLES
 
+pytestmark = pytest.mark.usefixtures("workers_in_threads")
+
 GLOBAL_BATCH = 12
 
 

@@ -20,6 +20,8 @@ import mploader
 from mploader import keras_images
 from tests.conftest import PHOTOS
 
+pytestmark = pytest.mark.usefixtures("workers_in_threads")
+
 Folder = Callable[..., Path]
 INTERPOLATIONS = ("bilinear", "nearest", "bicubic", "area", "lanczos3", "lanczos5", "gaussian", "mitchellcubic")
 
@@ -102,6 +104,7 @@ def distance(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> npt.NDArray[Any]
     return np.asarray(difference.reshape(len(one), -1).mean(axis=1))
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("label_mode", ["int", "categorical", None])
 def test_inferred_labels_classes_order_and_formats(folder: Path, label_mode: str | None) -> None:
     assert_equal(*both(folder, label_mode=label_mode, shuffle=False))

@@ -17,6 +17,8 @@ from tests import keras_pydatasets, pydatasets
 from tests.conftest import kill_one
 from tests.shapes_data import lies_in_a_slot
 
+pytestmark = pytest.mark.usefixtures("workers_in_threads")
+
 
 def assert_equal(ours: tf.data.Dataset, original: Any) -> None:
     """The batches are those that Keras makes of the same object, and so are the spec and their number."""
@@ -109,6 +111,7 @@ def test_a_worker_that_dies_knows_the_epoch_again() -> None:
     dataset.loader.close()
 
 
+@pytest.mark.processes
 def test_only_what_changed_is_sent_again() -> None:
     def shared_memory() -> int:
         """Bytes of the anonymous files that this process holds open."""
@@ -144,6 +147,7 @@ def test_shuffled_batches_come_once_each_in_another_order_each_epoch() -> None:
     dataset.loader.close()
 
 
+@pytest.mark.processes
 def test_the_workers_make_the_batches() -> None:
     dataset = mploader.from_pydataset(pydatasets.WithPid(), num_workers=1)
     assert {int(pid) for _, pids in dataset for pid in pids} == set(dataset.loader.worker_pids)

@@ -21,6 +21,8 @@ from mploader.sources.tfrecord_write import TFRecordWriter
 from mploader.whole_batches import WholeBatches
 from tests.conftest import kill_one
 
+pytestmark = pytest.mark.usefixtures("workers_in_threads")
+
 EPOCHS = 3
 SAMPLES = 23
 

@@ -14,6 +14,8 @@ from mploader import BucketBy, Loader, Pad, Ragged
 from mploader.errors import ArgumentError, SampleError, SpecError
 from tests.conftest import kill_one
 
+pytestmark = pytest.mark.usefixtures("workers_in_threads")
+
 LENGTHS = [3, 1, 0, 5, 2, 8, 1, 1, 4, 7, 0, 2, 6]
 ROWS = [np.arange(10 * number, 10 * number + length, dtype=np.int32) for number, length in enumerate(LENGTHS)]
 
@@ -290,6 +292,7 @@ def test_components_of_one_shape_are_whole_in_a_batch_that_is_too_large() -> Non
                 np.testing.assert_array_equal(row, surprising(number))
 
 
+@pytest.mark.processes
 def test_batches_that_are_too_large_survive_the_death_of_their_workers() -> None:
     with Loader(list(range(120)), surprising, batch_size=4, num_workers=2, pad=-1, memory="16MiB") as loader:
         wanted = [batch.sum() for batch in loader]

@@ -11,6 +11,8 @@ import tensorflow as tf
 from mploader import BucketBy, Loader, Pad
 from tests.shapes_data import LENGTHS, NUMBERS, element, lies_in_a_slot, row
 
+pytestmark = pytest.mark.usefixtures("workers_in_threads")
+
 SIGNATURE = {
     "row": tf.TensorSpec([None], tf.float32),
     "boxes": tf.TensorSpec([None, 4], tf.int16),
@@ -77,6 +79,7 @@ def test_one_ragged_component_and_tuples_of_them() -> None:
                 assert part.to_list() == [row(number).tolist() for number in range(10)]
 
 
+@pytest.mark.processes
 def test_ragged_batches_reach_tensorflow_without_a_copy() -> None:
     with Loader([0] * 40, lambda _: np.ones(50_000, np.float32), batch_size=4, num_workers=1, ragged=True) as loader:
         assert all(lies_in_a_slot(batch.flat_values) for batch in loader.as_dataset())
@@ -120,6 +123,7 @@ def test_elements_without_batches() -> None:
         assert [int(row[0]) for row, _ in ours.take(5)] == NUMBERS[:5]
 
 
+@pytest.mark.processes
 def test_padded_batches_train_a_model() -> None:
     """Padded batches of different widths through a model, the everyday use."""
     model = tf.keras.Sequential([tf.keras.layers.Embedding(100, 4), tf.keras.layers.GlobalAveragePooling1D(),

@@ -15,6 +15,8 @@ from mploader.states import SlotState
 from mploader.statistics import Counters, Handover
 from tests.conftest import kill_one
 
+pytestmark = pytest.mark.usefixtures("workers_in_threads")
+
 
 class Texts:
     """A source of texts of 100 bytes."""
@@ -72,6 +74,7 @@ def test_bad_samples_are_read_but_not_written() -> None:
     assert worker.samples_read * 9 == worker.samples * 10
 
 
+@pytest.mark.processes
 def test_a_lost_worker_is_counted_where_it_was() -> None:
     with Loader(Texts(), slow_picture, batch_size=2, num_workers=2) as loader:
         run = iter(loader)

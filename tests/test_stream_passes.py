@@ -21,6 +21,8 @@ from mploader.states import IllegalEventError, Lease, SlotState
 from mploader.streams import StreamJob
 from tests.generators import log_of_shards, same
 
+pytestmark = pytest.mark.usefixtures("workers_in_threads")
+
 DEADLINE_S = 20.0
 
 
