@@ -128,8 +128,8 @@ class IgnoresBallast(keras.Model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("fits", "anew"), [(20, False), (8, True)])
-def test_many_fits_without_growth(fits: int, anew: bool) -> None:
+@pytest.mark.parametrize("anew", [False, True])
+def test_many_fits_without_growth(anew: bool) -> None:
     """One loader for all of them, or another for each. One fit alone handles 12 MiB."""
 
     def make() -> Loader:
@@ -140,7 +140,7 @@ def test_many_fits_without_growth(fits: int, anew: bool) -> None:
     loader = make()
     dataset = loader.as_dataset()
     before: dict[str, int] = {}
-    for number in range(fits):
+    for number in range(8):
         if anew:
             loader.close()
             loader = make()

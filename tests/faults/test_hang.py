@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mploader import Loader, StallError, losses, testing
+from mploader import Loader, StallError, losses, supervisor, testing
 from mploader.pool import Pool
 from tests.faults import work
 
@@ -24,6 +24,13 @@ OPTIONS: dict[str, Any] = {"batch_size": work.BATCH, "shuffle": True, "seed": 11
 def expected() -> str:
     with Loader(range(work.SAMPLES), work.element, num_workers=1, **OPTIONS) as loader:
         return work.digest(loader)
+
+
+@pytest.fixture
+def no_stacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks more often for workers that hang, and does not wait until they have printed where."""
+    monkeypatch.setattr(supervisor, "TICK_S", 0.05)
+    monkeypatch.setattr(losses, "STACKS_S", 0.05)
 
 
 @pytest.mark.parametrize("point", ["mid decode", "slot half written", "result unsent"])
@@ -38,6 +45,7 @@ def test_a_stopped_worker_is_replaced(point: str, expected: str, recovery: Calla
         assert loader.statistics().restarts >= 1  # the batch at this place of the next epoch is made ahead, perhaps
 
 
+@pytest.mark.usefixtures("no_stacks")
 @pytest.mark.parametrize("what", ["sleep_holding_the_gil", "sleep", "stop"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_transform_that_does_not_return(what: str, workers: int, tmp_path: pathlib.Path, expected: str) -> None:
@@ -52,8 +60,7 @@ def test_all_workers_hanging_is_an_error_with_their_stacks() -> None:
         list(loader)
     with pytest.raises(StallError):
         iter(loader)
-
-
+@pytest.mark.usefixtures("no_stacks")
 def test_a_sample_that_always_hangs_is_found() -> None:
     with Loader(
         range(work.SAMPLES),
@@ -68,6 +75,7 @@ def test_a_sample_that_always_hangs_is_found() -> None:
         assert [bad.index for bad in loader.bad_samples()] == [20]
 
 
+@pytest.mark.usefixtures("no_stacks")
 @pytest.mark.parametrize(("workers", "samples"), [(1, (19, 21)), (2, (19, 27))])
 def test_several_samples_that_always_hang_are_found_by_any_number_of_workers(
     workers: int, samples: tuple[int, ...]
@@ -94,8 +102,7 @@ def test_all_workers_hanging_is_an_error_where_bad_samples_are_dropped_too() -> 
         pytest.raises(StallError, match=r"(?s)side by side.*in hang_here"),
     ):
         list(loader)
-
-
+@pytest.mark.usefixtures("no_stacks")
 def test_a_first_sample_that_hangs_is_passed_over() -> None:
     with Loader(
         range(work.SAMPLES), work.Always(0), num_workers=2, stall_timeout=0.4, on_bad_sample="drop", batch_size=6

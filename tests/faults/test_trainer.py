@@ -287,7 +287,7 @@ def test_an_exit_while_a_thread_of_tensorflow_is_in_python(program: str, error: 
 @pytest.mark.slow
 @pytest.mark.timeout(0)  # as many programs as MPLOADER_EXITS says, each with a limit of its own
 def test_an_exit_with_a_live_tensorflow_iterator(start: Start) -> None:
-    for _ in range(int(os.environ.get("MPLOADER_EXITS", "3"))):
+    for _ in range(int(os.environ.get("MPLOADER_EXITS", "1"))):
         # How long TensorFlow takes to exit is its own affair; whether it exits at all is ours, too.
         _, code, errors = leave(start(LIVE_ITERATOR), "done")
         assert code == 0, errors

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 
-from mploader import Loader, StallError, losses, process
+from mploader import Loader, StallError, losses, process, supervisor
 from mploader.testing import faults
 from tests.faults.streams import make_loader, plain, read
 
@@ -18,7 +18,10 @@ from tests.faults.streams import make_loader, plain, read
 @pytest.fixture
 def let_die(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """Makes workers immortal, until the function is called."""
-    monkeypatch.setattr(losses, "UNKILLABLE_S", 0.3)
+    monkeypatch.setattr(supervisor, "TICK_S", 0.05)
+    monkeypatch.setattr(losses, "STACKS_S", 0.05)
+    for module in (losses, supervisor):
+        monkeypatch.setattr(module, "UNKILLABLE_S", 0.3)
     kill, spared = process.WorkerProcess.kill, set[int]()
 
     def ignored(self: process.WorkerProcess) -> None:
