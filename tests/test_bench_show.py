@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mploader import Loader, WorkerError, cli, process
-from mploader.bench import BenchReport, bench, measure_limit
+from mploader import Loader, Statistics, WorkerError, cli, process
+from mploader.bench import BenchReport, Measured, bench, measure_limit
 from mploader.errors import ArgumentError, SampleError
-from mploader.explain import Limit
+from mploader.explain import Limit, explain
 from mploader.pictures import NO_LABEL, find_picture
 from mploader.show import CELL, draw
 from mploader.synth import synthesize
+
+pytestmark = pytest.mark.usefixtures("workers_in_threads")
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return directory
 
 
+@pytest.mark.processes
 def test_bench_prints_a_row_for_each_number_of_workers(
     data: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -42,19 +45,28 @@ def test_bench_prints_a_row_for_each_number_of_workers(
     assert re.search(r"recommended: Loader\(source, transform, batch_size=4, num_workers=[12]\)", printed)
 
 
+VERDICT = explain(Statistics(*[0] * 9, workers=()), cpus=2)
+
+
+def report_of(**speeds: float) -> BenchReport:
+    """What a benchmark has found for one worker, and perhaps for two."""
+    rows = [Measured({"one": 1, "two": 2}[name], speed, VERDICT) for name, speed in speeds.items()]
+    return BenchReport(2, 100.0, tuple(rows), 10)
+
+
 def test_the_fewest_workers_that_are_fast_enough_are_recommended() -> None:
-    report = bench(range(100), str, batch_size=10, workers=[1, 2], seconds=0.1)
-    one, two = report.measured
+    assert report_of(one=97, two=100).recommended.workers == 1
+    assert report_of(one=90, two=100).recommended.workers == 2
+    assert report_of(one=100, two=50).recommended.workers == 1
 
-    def recommended(first: float, second: float) -> int:
-        measured = tuple(
-            type(one)(row.workers, speed, row.verdict) for row, speed in ((one, first), (two, second))
-        )
-        return BenchReport(2, 100.0, measured, 10).recommended.workers
 
-    assert recommended(97, 100) == 1
-    assert recommended(90, 100) == 2
-    assert recommended(100, 50) == 1
+def test_each_number_of_workers_is_measured_in_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = iter([90.0, 110.0])
+    monkeypatch.setattr("mploader.bench.measure_limit", lambda *_: next(limits))
+    report = bench(range(100), str, batch_size=10, workers=[3, 1, 3], seconds=0.05)
+    assert report.limit_samples_per_s == 100, "the mean of before and after"
+    assert [row.workers for row in report.measured] == [1, 3]
+    assert all(row.samples_per_s > 0 and row.verdict.statistics.batches >= 2 for row in report.measured)
 
 
 def fail(sample: int) -> int:
@@ -66,6 +78,7 @@ def test_a_transform_that_fails_in_a_bare_process_is_told() -> None:
         measure_limit(range(10), fail, 1, 0.1)
 
 
+@pytest.mark.processes
 def test_bench_leaves_bad_samples_out_and_says_so(data: pathlib.Path, tmp_path: pathlib.Path) -> None:
     def transform(sample: int) -> int:
         if sample % 10 == 3:
@@ -80,13 +93,14 @@ def test_bench_leaves_bad_samples_out_and_says_so(data: pathlib.Path, tmp_path: 
 
 
 def test_bench_advises_no_number_of_workers_that_it_has_found_to_be_no_faster() -> None:
-    report = bench(range(100), str, batch_size=10, workers=[1, 2], seconds=0.1)
-    one, two = report.measured
-    few = dataclasses.replace(one.verdict, limit=Limit.TOO_FEW_WORKERS, change="num_workers=2")
-    rows = (type(one)(1, 97.0, few), type(two)(2, 98.0, two.verdict))
-    assert "change:  none" in str(BenchReport(2, 100.0, rows, 10))
-    assert "more workers were measured and are not faster" in str(BenchReport(2, 100.0, rows, 10))
-    assert "change:  num_workers=2 (measure it: --workers)" in str(BenchReport(2, 100.0, rows[:1], 10))
+    report = report_of(one=97, two=98)
+    few = dataclasses.replace(VERDICT, limit=Limit.TOO_FEW_WORKERS, change="num_workers=2")
+    one, two = dataclasses.replace(report.measured[0], verdict=few), report.measured[1]
+    told = str(dataclasses.replace(report, measured=(one, two)))
+    assert "change:  none" in told
+    assert "more workers were measured and are not faster" in told
+    alone = str(dataclasses.replace(report, measured=(one,)))
+    assert "change:  num_workers=2 (measure it: --workers)" in alone
 
 
 def print_much(sample: int) -> int:
@@ -116,6 +130,7 @@ def tell_conditions(_: int) -> None:
     raise ValueError(f"threads {[os.environ.get(name) for name in process._SINGLE_THREADED]}, kept {kept}")
 
 
+@pytest.mark.processes
 def test_a_bare_process_works_under_the_conditions_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")  # as the user wants it
     monkeypatch.delenv("OPENCV_FOR_THREADS_NUM", raising=False)

@@ -12,6 +12,8 @@ import mploader
 from mploader.errors import ArgumentError
 from mploader.trace import read_events
 
+pytestmark = pytest.mark.usefixtures("workers_in_threads")
+
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
 
@@ -22,6 +24,7 @@ def vector_and_label(sample: int) -> tuple[np.ndarray, int]:
     return np.full(4, sample, np.float32), sample % 2
 
 
+@pytest.mark.processes
 def test_fit_prints_a_line_an_epoch_and_writes_scalars_and_steps(tmp_path: pathlib.Path) -> None:
     model = keras.Sequential([keras.layers.Dense(2)])
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))

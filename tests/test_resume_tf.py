@@ -24,6 +24,8 @@ from mploader.tfdata import Position, ResumeCallback, StatisticsCallback
 from tests.resume_data import make_loader
 from tests.resume_training import trained_on, uninterrupted
 
+pytestmark = pytest.mark.usefixtures("workers_in_threads")
+
 
 def start(way: str, folder: Path, kill_at: int, workers: int) -> int:
     command = [sys.executable, "-m", "tests.resume_training", way, str(folder), str(kill_at), str(workers)]
@@ -43,6 +45,7 @@ def test_a_training_that_is_killed_trains_on_every_sample_once(way: str, seed: i
     assert trained_on(tmp_path) == expected
 
 
+@pytest.mark.processes
 def test_a_position_counts_what_training_took_and_not_what_tensorflow_holds(tmp_path: Path) -> None:
     with make_loader() as loader:
         position = Position(loader)
@@ -229,6 +232,7 @@ def test_a_training_saved_at_the_end_of_an_epoch_goes_on_with_the_next(tmp_path:
     assert places[1].epochs == [(2, 0, 8), (3, 0, 8)]
 
 
+@pytest.mark.processes
 def test_weights_saved_during_fit_hold_the_position_and_load_into_any_model(tmp_path: Path) -> None:
     path = str(tmp_path / "{epoch}-{batch}.weights.h5")
     with make_loader() as loader:

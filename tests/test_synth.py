@@ -18,6 +18,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from mploader import synth
 from mploader.errors import ArgumentError, ResourceError, WorkerError
 from mploader.sources.image_folder import ImageFolder
 from mploader.sources.tar import TarShards
@@ -35,6 +36,28 @@ def files_of(directory: Path) -> dict[str, str]:
     }
 
 
+class DrawnHere:
+    """In the place of a process that draws pictures."""
+
+    def __init__(self, seed: int, classes: int, first: int, stop: int, step: int) -> None:
+        self._pictures = (encoded(seed, index, classes) for index in range(first, stop, step))
+
+    def next_picture(self) -> bytes:
+        return next(self._pictures)
+
+    def __enter__(self) -> DrawnHere:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def drawn_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No process is started to draw pictures."""
+    monkeypatch.setattr(synth, "_Artist", DrawnHere)
+
+
 @pytest.mark.parametrize("format", ["folder", "tfrecord", "tar"])
 def test_files_do_not_depend_on_the_number_of_processes(tmp_path: Path, format: str) -> None:
     written = []
@@ -49,6 +72,7 @@ def test_files_do_not_depend_on_the_number_of_processes(tmp_path: Path, format: 
     assert written[0] == written[1] == written[2]
 
 
+@pytest.mark.usefixtures("drawn_here")
 def test_an_image_folder_holds_the_pictures_by_class(tmp_path: Path) -> None:
     synthesize(tmp_path, count=5, classes=2, seed=1)
     assert list(files_of(tmp_path)) == [
@@ -61,6 +85,7 @@ def test_an_image_folder_holds_the_pictures_by_class(tmp_path: Path) -> None:
     assert samples == [(encoded(1, index, 2), index % 2) for index in (0, 2, 4, 1, 3)]
 
 
+@pytest.mark.usefixtures("drawn_here")
 def test_tfrecord_shards_hold_examples_named_as_in_imagenet(tmp_path: Path) -> None:
     synthesize(tmp_path, format="tfrecord", count=5, classes=2, shard_size=2, seed=1)
     assert list(files_of(tmp_path)) == [f"train-{shard:05d}-of-00003.tfrecord" for shard in range(3)]
@@ -73,6 +98,7 @@ def test_tfrecord_shards_hold_examples_named_as_in_imagenet(tmp_path: Path) -> N
         assert sample["image/filename"] == b"%06d.jpg" % index
 
 
+@pytest.mark.usefixtures("drawn_here")
 def test_tar_shards_hold_pictures_and_labels_under_one_stem(tmp_path: Path) -> None:
     synthesize(tmp_path, format="tar", count=5, classes=2, shard_size=4, seed=1)
     assert list(files_of(tmp_path)) == ["train-000000.tar", "train-000001.tar"]
@@ -84,6 +110,7 @@ def test_tar_shards_hold_pictures_and_labels_under_one_stem(tmp_path: Path) -> N
         assert sample == {"jpg": encoded(1, index, 2), "cls": b"%d" % (index % 2)}
 
 
+@pytest.mark.usefixtures("drawn_here")
 def test_progress_counts_every_picture(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     synthesize(
@@ -209,6 +236,7 @@ def test_modules_in_the_current_folder_are_not_taken_for_those_of_python(
     synthesize(tmp_path / "data", format="tar", count=1, classes=1)
 
 
+@pytest.mark.usefixtures("drawn_here")
 def test_what_a_killed_run_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -232,6 +260,7 @@ def test_a_drawing_process_that_dies_is_an_error_that_says_how(tmp_path: Path) -
     assert files_of(tmp_path) == {}
 
 
+@pytest.mark.usefixtures("drawn_here")
 def test_a_folder_with_other_data_is_refused(tmp_path: Path) -> None:
     synthesize(tmp_path, format="tar", count=2, classes=1, shard_size=1, num_processes=1)
     with pytest.raises(ArgumentError, match=r"train-000001.tar"):

@@ -18,6 +18,8 @@ from mploader import cli
 from mploader.sources import TFRecordShards
 from mploader.synth import synthesize
 
+pytestmark = pytest.mark.usefixtures("workers_in_threads")
+
 COUNT = 40
 PER_SHARD = 10
 
@@ -56,6 +58,7 @@ def test_good_files_are_good(format: str, whole: Path, capsys: pytest.CaptureFix
     assert (facts["samples"], facts["findings"]) == (COUNT, [])
 
 
+@pytest.mark.processes
 def test_an_image_folder(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = sorted((data / "folder" / "class_01").iterdir())
     files[2].write_bytes(files[2].read_bytes()[:-500])
@@ -71,6 +74,7 @@ def test_an_image_folder(data: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "no image that mploader reads: EPS" in foreign["error"]
 
 
+@pytest.mark.processes
 def test_the_same_for_any_number_of_workers_and_if_all_is_bad(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (data / "folder").rglob("*.jpg"):
         path.write_bytes(path.read_bytes()[:-2])
