@@ -159,7 +159,7 @@ class Pool:
             LoaderError: the pool is closed or has failed.
         """
         with self._ledger.lock:
-            self._ledger.check()  # an open pool has its memory's file
+            self._ledger.check()  # an open pool has its memory's file, and keeps it open as long as the lock is held
             memory = self._arena.add_slots(payload.dumps(layout), slots, batch_bytes)
             self._counters.allocated(slots if wanted is None else wanted, memory.slot_bytes)
             self._ledger.layout = layout

@@ -57,6 +57,9 @@ class Run:
     def get(self, position: int) -> Any:
         """Waits for the batch at one position and returns it. Each position can be asked for once, in any order.
 
+        All batches before it are made, too. Those that were skipped wait in slots, and beyond the slots in memory of
+        this process.
+
         Raises:
             LoaderError: the batch cannot be made, or too many samples are bad; every later call raises it again.
         """

@@ -15,13 +15,13 @@ Guarantees, each searched exhaustively in small worlds by ``tests/test_schedule_
 * A position of a run is delivered exactly once. It leaves LEASED only by a result that matches its current lease, or
   by the loss of its worker, which makes it pending again with the next attempt.
 * No slot has two writers. A slot whose worker may still be alive is LEASED or QUARANTINED, never FREE.
-* No state is stuck. Positions are leased in order, so those before one that is waited for are *wanted* as it is; if
-  every slot holds batches that nobody waits for, the one that is needed last is *spilled*: copied into memory of the
-  trainer, and its slot given to the one that is wanted. At most ``slots - reserved`` slots are lent or quarantined when
-  another one is lent, so the consumer can never hold them all; beyond that a batch is to be copied out. A run has at
-  most ``limit`` batches that are not delivered, or as many as its consumer skips, so spilling is bounded. Workers that
-  do not die may take even the reserved slots: whoever waits then is *starved*, until the consumer drops a batch or such
-  a worker dies.
+* No state is stuck. Positions are leased in order, so a position is *wanted* if somebody waits for it, or for one that
+  is leased after it. If every slot holds batches that nobody waits for, the one that is needed last is *spilled*:
+  copied into memory of the trainer, and its slot given to the one that is wanted. At most ``slots - reserved`` slots
+  are lent or quarantined when another one is lent, so the consumer can never hold them all; beyond that a batch is to
+  be copied out. A run has at most ``limit`` batches that are not delivered, and as many more as its consumers skip:
+  only that bounds what is spilled. Workers that do not die may take even the reserved slots: whoever waits then is
+  *starved*, until the consumer drops a batch or such a worker dies.
 * No stream begins behind another's batch while a worker may get free: it is bound to a worker that has nothing in
   hand. While one is waited for, workers get no second lease, so that the first to finish takes it.
 """

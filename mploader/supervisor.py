@@ -22,14 +22,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, ClassVar
 
-from mploader import messages, reports
+from mploader import losses, messages, reports
 from mploader.arena import Arena
 from mploader.blame import NO_TASK, Blame
 from mploader.crew import Crew, Member
 from mploader.errors import LoaderError, ResourceError, WorkerError
 from mploader.intake import Intake, map_file
 from mploader.ledger import Ledger
-from mploader.losses import UNKILLABLE_S, Losses
+from mploader.losses import Losses
 from mploader.process import WorkerProcess
 from mploader.reports import STALLED
 from mploader.states import Lease
@@ -78,7 +78,7 @@ class Supervisor:
         blame: Blame,
         shards: Sequence[Any] = (),
     ) -> None:
-        self._start_worker = self.worker_class
+        self._worker_class = self.worker_class
         self._ledger = ledger
         self._arena = arena
         self._job_fd = job_fd
@@ -104,7 +104,6 @@ class Supervisor:
         finally:
             with ExitStack() as last:  # in reverse order, each whatever becomes of the others
                 last.callback(self._close_shared)
-                last.callback(os.close, self._job_fd)
                 last.callback(self._epoll.close)
                 self._end_all()
             self._crew.say()
@@ -127,6 +126,7 @@ class Supervisor:
     def _close_shared(self) -> None:
         with self._ledger.lock:  # nobody may be at work with what is closed here
             try:
+                os.close(self._job_fd)
                 self._arena.close()
             finally:
                 self._ledger.close()
@@ -166,7 +166,7 @@ class Supervisor:
     def _start(self, index: int) -> None:
         area = self._arena.areas[index]
         area.take_up(NO_TASK)  # what the worker before had in hand is no business of this one
-        process = self._start_worker(self._next_number, index, self._starts[index] + 1, self._arena.fd, self._job_fd)
+        process = self._worker_class(self._next_number, index, self._starts[index] + 1, self._arena.fd, self._job_fd)
         self._next_number += 1
         self._starts[index] += 1
         if self._starts[index] > 1:
@@ -302,7 +302,7 @@ class Supervisor:
         _wait_for_deaths(processes, END_GRACE_S)
         for process in processes:
             process.kill()
-        _wait_for_deaths(processes, UNKILLABLE_S)
+        _wait_for_deaths(processes, losses.UNKILLABLE_S)
         for member in self._crew.members.values():
             with suppress(OSError):
                 self._forward_stderr(member)

@@ -90,7 +90,7 @@ class Samples:
         self._job = job
         self._area = area
         self._source = job.source
-        self._renewal: tuple[int, int] | None = None
+        self._renewal: tuple[payload.SharedFile, int] | None = None
         self._source_changes = job.source_changes()
         self._random = SampleRandom(job.plan.seed) if job.takes_rng() else None
         self._pid = os.getpid()
@@ -98,16 +98,14 @@ class Samples:
 
     def renew(self, file: int, job_file: int) -> None:
         """From now on the source is as in a file, which is read when the first sample is."""
-        if self._renewal is not None:
-            os.close(self._renewal[0])
-        self._renewal = file, job_file
+        self._renewal = payload.SharedFile(file), job_file
 
     def _read(self, index: int) -> Any:
         if self._source_changes:
             self._area.enter_epoch()
         if self._renewal is not None:
-            self._source = payload.unpack(*self._renewal)
-            os.close(self._renewal[0])
+            file, job_file = self._renewal
+            self._source = payload.unpack(file.fd, job_file)
             self._renewal = None
         return self._source[index]
 

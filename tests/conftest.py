@@ -70,6 +70,7 @@ def kill_all(loader: Loader) -> None:
 
 
 def _kill(pid: int, number: int) -> None:
+    assert pid <= 2**22, "a worker in a thread cannot be killed: mark the test `processes`"
     with contextlib.suppress(ProcessLookupError):  # it has ended, and was collected, since its number was read
         os.kill(pid, number)
 

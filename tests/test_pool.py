@@ -20,6 +20,7 @@ from mploader.plan import Plan
 from mploader.platform_check import resource
 from mploader.pool import Delivery, Pool
 from mploader.spec import ArraySpec
+from mploader.states import IllegalEventError
 from mploader.streams import StreamJob
 from mploader.testing import Census
 from mploader.worker import Job
@@ -98,7 +99,7 @@ def test_a_delivery_says_what_it_is(pool: Pool) -> None:
 def test_a_position_is_given_once(pool: Pool) -> None:
     run = pool.open_run(0, 10)
     pool.next_batch(run, 0)
-    with pytest.raises(Exception, match="0"):
+    with pytest.raises(IllegalEventError, match="position 0 of run 0 was delivered before"):
         pool.next_batch(run, 0)
 
 
@@ -250,14 +251,20 @@ def test_batches_outlive_the_pool(pool: Pool) -> None:
     assert values(held) == [0, 1, 2, 3]
 
 
-def test_who_waits_while_another_thread_closes_is_told() -> None:
+def test_who_waits_while_another_thread_closes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make_pool(job())
     run = pool.open_run(0, 0, 0)
     waits = threading.Event()
+    changed = pool._ledger.changed.wait
+
+    def noted(timeout: float) -> bool:
+        waits.set()
+        return changed(timeout)
+
+    monkeypatch.setattr(pool._ledger.changed, "wait", noted)
     errors: list[LoaderError] = []
 
     def wait() -> None:
-        waits.set()
         try:
             pool.next_batch(run, 0)  # never made: the run has no batch
         except LoaderError as error:
@@ -281,9 +288,9 @@ def test_a_pool_that_nobody_holds_ends() -> None:
 def test_a_fork_is_told_to_make_its_own(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     run = pool.open_run(0, 10)
     with monkeypatch.context() as forked:
-        forked.setattr(os, "getpid", lambda: 2**22 + 1)
+        forked.setattr(pool, "_owner_pid", 4194305)
         for call in (lambda: pool.next_batch(run, 0), lambda: pool.open_run(1, 10), lambda: pool.worker_pids):
-            with pytest.raises(ClosedError, match=r"belongs to process \d+, and this is its fork 4194305"):
+            with pytest.raises(ClosedError, match=rf"belongs to process 4194305, and this is its fork {os.getpid()}"):
                 call()
 
 

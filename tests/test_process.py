@@ -267,6 +267,21 @@ def test_a_machine_that_grants_no_process_is_told_of_and_keeps_nothing(
     assert before.settle() == []
 
 
+@pytest.mark.parametrize("call", ["socket.socketpair", "os.pipe2", "os.dup", "threading.Thread.start"])
+def test_a_thread_that_is_not_granted_keeps_nothing(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("can't start new thread") if "Thread" in call else OSError(errno.EMFILE, "no more")
+
+    arena = Arena(1)
+    before = Census.take()
+    with monkeypatch.context() as patch:
+        patch.setattr(call, refuse)
+        with pytest.raises(ResourceError, match="cannot start worker 4"):
+            ThreadWorker(1, 4, 1, arena.fd, arena.fd)
+    assert before.settle() == []
+    arena.close()
+
+
 def test_a_process_that_cannot_be_watched_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = []
 

@@ -98,6 +98,7 @@ def test_an_epoch_that_is_given_up_has_no_end_and_a_peek_changes_nothing() -> No
     dataset.loader.close()
 
 
+@pytest.mark.processes
 def test_a_worker_that_dies_knows_the_epoch_again() -> None:
     original = pydatasets.Reshuffling()
     dataset = mploader.from_pydataset(original, num_workers=1)

@@ -125,6 +125,7 @@ def test_a_new_process_with_other_workers_and_slots_continues_in_mid_epoch() -> 
         assert stream[:consumed] + json.loads(run.stdout) == stream
 
 
+@pytest.mark.processes
 def test_a_position_after_faults_is_the_position_without_them() -> None:
     with loader_of(range(SAMPLES)) as loader:
         stream, states = saved_stream(loader)

@@ -39,6 +39,7 @@ def faulty_picture(sample: bytes) -> np.ndarray:
     return slow_picture(sample)
 
 
+@pytest.mark.processes
 def test_stages_and_consumer_add_up_to_what_was_delivered() -> None:
     with Loader(Texts(), slow_picture, batch_size=4, num_workers=2, drop_remainder=True) as loader:
         for _ in loader:

@@ -61,7 +61,6 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "STACKS_S", 0.02)
     monkeypatch.setattr(losses, "CLOSED_S", 0.02)
     monkeypatch.setattr(losses, "UNKILLABLE_S", 0.05)
-    monkeypatch.setattr(supervisor, "UNKILLABLE_S", 0.05)
     monkeypatch.setattr(supervisor, "TICK_S", 0.01)
     monkeypatch.setattr(supervisor, "RETRY_START_S", (0.01,) * 4)
 
@@ -231,13 +230,16 @@ def test_workers_that_end_over_and_over_are_an_error_with_their_last_words() -> 
         read(make_pool(serve=fail))
 
 
-def test_a_worker_of_another_version_is_not_trusted() -> None:
+def test_a_worker_of_another_version_is_not_trusted(caplog: pytest.LogCaptureFixture) -> None:
     def greet(worker: Faulty, channel: socket.socket, memory_fd: int, area: WorkerArea, job_fd: int) -> None:
         channel.send(messages.encode(messages.Hello(messages.PROTOCOL + 1, 1)))
-        channel.recv(messages.MAX_BYTES)
+        worker_of_today = Worker(channel, memory_fd, area, payload.unpack(job_fd), job_fd)
+        while data := channel.recv(messages.MAX_BYTES):
+            worker_of_today.handle(messages.decode(data), [])
 
     with pytest.raises(LoaderError, match="workers have ended in a row"):
         read(make_pool(serve=greet))
+    assert "breaks the protocol" in caplog.text
 
 
 # Starting
@@ -316,16 +318,16 @@ def test_a_handler_of_the_users_log_that_fails_changes_nothing() -> None:
 
 
 def test_workers_leave_when_they_are_asked_and_need_no_signal(monkeypatch: pytest.MonkeyPatch) -> None:
-    killed: list[float | None] = []
-    reap = Faulty.reap
+    had_left: list[bool] = []
+    kill = Faulty.kill
 
-    def note(worker: Faulty) -> int:
-        killed.append(worker.killed_s if not worker.is_dead else None)
-        return reap(worker)
+    def note(worker: Faulty) -> None:
+        had_left.append(worker.is_dead)
+        kill(worker)
 
     monkeypatch.setattr(supervisor, "END_GRACE_S", 20.0)
-    assert read(make_pool(reap=note)) == ALL
-    assert killed == [None, None]
+    assert read(make_pool(kill=note)) == ALL
+    assert had_left == [True, True]
 
 
 def test_nothing_is_left_of_a_worker_that_never_said_hello() -> None:

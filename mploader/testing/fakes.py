@@ -1,4 +1,7 @@
-"""The supervising thread's view of workers without workers: real shared memory and state, processes that are none."""
+"""For the package's own tests: the supervising thread's view of workers without workers.
+
+Shared memory and state are real, the processes are none.
+"""
 
 from __future__ import annotations
 

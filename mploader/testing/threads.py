@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import faulthandler
+import itertools
 import mmap
 import os
 import signal
@@ -14,10 +16,12 @@ from collections.abc import Iterator
 
 from mploader import reports, worker
 from mploader.arena import WorkerArea
+from mploader.errors import ArgumentError
+from mploader.faultpoints import VARIABLE
 from mploader.process import WorkerProcess
 from mploader.supervisor import Supervisor
 
-_FIRST_PID = 2**22 + 1
+_pids = itertools.count(2**22 + 1)
 """Beyond the kernel's highest process id, so that no signal that is meant for such a worker reaches a process."""
 
 
@@ -26,7 +30,8 @@ def workers_in_threads(kind: type[ThreadWorker] | None = None) -> Iterator[None]
     """Lets the workers of all loaders that are made inside the block be threads of this process.
 
     Batches, order and errors are the same. What needs a process of its own is not: a transform that crashes takes this
-    process along, one that hangs cannot be ended, fault points do not strike, and the threads share one GIL.
+    process along, one that hangs cannot be ended, fault points do not strike, and the threads share one GIL and the
+    globals of the user's modules. Processor times are those of the whole process, so a verdict on them means nothing.
 
     Args:
         kind: a subclass of :class:`ThreadWorker` that behaves otherwise. None: :class:`ThreadWorker`.
@@ -54,23 +59,32 @@ class ThreadWorker(WorkerProcess):
     """
 
     def _launch(self, kept: contextlib.ExitStack, stderr_fd: int, channel_fd: int, memory_fd: int, job_fd: int) -> None:
-        self.pid = _FIRST_PID + self.number
+        if os.environ.get(VARIABLE):
+            raise ArgumentError(f"{VARIABLE} is set, and faults strike in processes only")
+        self.pid = next(_pids)
         self._status = 0
-        self._stderr_fd, self._stacks_fd = os.dup(stderr_fd), os.dup(stderr_fd)
+        # Its own description, which never waits: the thread that asks for stacks is the one that reads the pipe.
+        self._stacks_fd = os.open(f"/proc/self/fd/{stderr_fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         kept.callback(os.close, self._stacks_fd)
-        self.pidfd, alive_fd = os.pipe2(os.O_CLOEXEC)  # without a writer it polls as an ended process does
-        kept.callback(os.close, self.pidfd)
-        channel = socket.socket(fileno=os.dup(channel_fd))
-        self._thread = threading.Thread(
-            target=self._live, args=(channel, os.dup(memory_fd), os.dup(job_fd), alive_fd),
-            name=f"mploader {self.name}", daemon=True,
-        )  # fmt: skip
-        self._thread.start()
+        own = contextlib.ExitStack()  # what belongs to the thread, once it runs
+        try:
+            self.pidfd, alive_fd = os.pipe2(os.O_CLOEXEC)  # without a writer it polls as an ended process does
+            kept.callback(os.close, self.pidfd)
+            own.callback(os.close, alive_fd)
+            self._stderr_fd, memory_fd, job_fd = (_copy(fd, own) for fd in (stderr_fd, memory_fd, job_fd))
+            channel = own.enter_context(socket.socket(fileno=os.dup(channel_fd)))
+            self._thread = threading.Thread(
+                target=self._live, args=(own, channel, memory_fd, job_fd), name=f"mploader {self.name}", daemon=True
+            )
+            self._thread.start()
+        except BaseException as error:
+            own.close()
+            if isinstance(error, RuntimeError):  # what Python makes of a thread that the machine does not grant
+                raise OSError(errno.EAGAIN, str(error)) from error
+            raise
 
-    def _live(self, channel: socket.socket, memory_fd: int, job_fd: int, alive_fd: int) -> None:
-        with contextlib.ExitStack() as last, channel:
-            for fd in (alive_fd, self._stderr_fd, memory_fd, job_fd):
-                last.callback(os.close, fd)
+    def _live(self, own: contextlib.ExitStack, channel: socket.socket, memory_fd: int, job_fd: int) -> None:
+        with own:
             try:
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the trainer has closed its end
                     self.serve(channel, memory_fd, WorkerArea(mmap.mmap(memory_fd, 0), self.index), job_fd)
@@ -78,8 +92,9 @@ class ThreadWorker(WorkerProcess):
             except WorkerEndedError as end:
                 self._status = end.status
             except BaseException as error:
-                self.print(reports.traceback_of(error))
                 self._status = 1
+                with contextlib.suppress(OSError):  # the trainer has closed its end
+                    self.print(reports.traceback_of(error))
 
     def serve(self, channel: socket.socket, memory_fd: int, area: WorkerArea, job_fd: int) -> None:
         """The worker's life; see :func:`mploader.worker.serve`."""
@@ -114,3 +129,9 @@ class ThreadWorker(WorkerProcess):
         """Closes the trainer's descriptors of this worker."""
         super().close()
         os.close(self._stacks_fd)
+
+
+def _copy(fd: int, opened: contextlib.ExitStack) -> int:
+    copy = os.dup(fd)
+    opened.callback(os.close, copy)
+    return copy

@@ -60,6 +60,8 @@ def test_all_workers_hanging_is_an_error_with_their_stacks() -> None:
         list(loader)
     with pytest.raises(StallError):
         iter(loader)
+
+
 @pytest.mark.usefixtures("no_stacks")
 def test_a_sample_that_always_hangs_is_found() -> None:
     with Loader(
@@ -102,6 +104,8 @@ def test_all_workers_hanging_is_an_error_where_bad_samples_are_dropped_too() -> 
         pytest.raises(StallError, match=r"(?s)side by side.*in hang_here"),
     ):
         list(loader)
+
+
 @pytest.mark.usefixtures("no_stacks")
 def test_a_first_sample_that_hangs_is_passed_over() -> None:
     with Loader(

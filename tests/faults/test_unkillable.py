@@ -20,8 +20,7 @@ def let_die(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """Makes workers immortal, until the function is called."""
     monkeypatch.setattr(supervisor, "TICK_S", 0.05)
     monkeypatch.setattr(losses, "STACKS_S", 0.05)
-    for module in (losses, supervisor):
-        monkeypatch.setattr(module, "UNKILLABLE_S", 0.3)
+    monkeypatch.setattr(losses, "UNKILLABLE_S", 0.3)
     kill, spared = process.WorkerProcess.kill, set[int]()
 
     def ignored(self: process.WorkerProcess) -> None:
