@@ -242,7 +242,13 @@ class Pool:
         Raises:
             LoaderError: the batch cannot be made; every later call raises it again.
         """
-        delivery = self._next(lambda _: {run: position}, left_ns)
+
+        def heads(schedule: Schedule) -> dict[int, int]:
+            if schedule.has_run(run) and schedule.is_delivered(run, position):
+                raise ArgumentError(f"position {position} of this run was given before")
+            return {run: position}
+
+        delivery = self._next(heads, left_ns)
         assert delivery is not None, "a run wants its batch"
         return delivery
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from mploader.bad_limit import NAMED
 from mploader.bad_record import TRACEBACKS_KEPT
-from mploader.errors import WorkerError
+from mploader.checks import whole_number
+from mploader.errors import ArgumentError, WorkerError
 from mploader.pool import Pool
 from mploader.position import Position
 from mploader.reports import BadSample, SampleReport
@@ -61,8 +62,11 @@ class Run:
         this process.
 
         Raises:
+            ArgumentError: the run has no such position, or it was given before.
             LoaderError: the batch cannot be made, or too many samples are bad; every later call raises it again.
         """
+        if whole_number("position", position, self.first) >= self.length:
+            raise ArgumentError(f"position={position}: this run goes from {self.first} to below {self.length}")
         delivery = self._pool.next_batch(self._number, position, self._left_ns)
         try:
             self._left_ns = delivery.got_ns

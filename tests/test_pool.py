@@ -20,7 +20,6 @@ from mploader.plan import Plan
 from mploader.platform_check import resource
 from mploader.pool import Delivery, Pool
 from mploader.spec import ArraySpec
-from mploader.states import IllegalEventError
 from mploader.streams import StreamJob
 from mploader.testing import Census
 from mploader.worker import Job
@@ -99,8 +98,9 @@ def test_a_delivery_says_what_it_is(pool: Pool) -> None:
 def test_a_position_is_given_once(pool: Pool) -> None:
     run = pool.open_run(0, 10)
     pool.next_batch(run, 0)
-    with pytest.raises(IllegalEventError, match="position 0 of run 0 was delivered before"):
+    with pytest.raises(ArgumentError, match="position 0 of this run was given before"):
         pool.next_batch(run, 0)
+    assert values(pool.next_batch(run, 1)) == [4, 5, 6, 7]
 
 
 def test_a_batch_lies_in_a_slot_as_long_as_slots_are_left_and_is_copied_out_then() -> None:

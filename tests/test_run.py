@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from mploader import Loader, SampleError
+from mploader import ArgumentError, Loader, SampleError
 from mploader.errors import LoaderError, WorkerError
 from mploader.pool import Delivery, Pool
 from mploader.position import Position
@@ -78,6 +78,12 @@ def test_a_run_may_begin_anywhere(loader: Loader) -> None:
     run = make_run(loader, pool, 3, 4)
     assert (run.epoch, run.num_batches, run.first, run.length) == (3, 1, 4, 5)
     assert [batch.tolist() for batch in run] == [[16, 17, 18, 19]]
+
+
+@pytest.mark.parametrize("position", [-1, 0, 5, 2.0, None])
+def test_a_position_that_the_run_has_not_is_refused_at_once(position: Any, loader: Loader) -> None:
+    with pytest.raises(ArgumentError, match="position="):
+        make_run(loader, FakePool(), batch=1).get(position)
 
 
 def test_streams_share_the_positions_of_a_run(loader: Loader) -> None:
