@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 
 from mploader.arena import Arena
 from mploader.batch import Array, BatchLayout
-from mploader.errors import ClosedError, LoaderError
+from mploader.errors import ArgumentError, ClosedError, LoaderError
 from mploader.payload import SharedFile
 from mploader.reports import SampleReport
 from mploader.schedule import Schedule
@@ -117,6 +117,8 @@ class Ledger:
             for run, position in wanted.items():
                 if not self.schedule.has_run(run):
                     raise ClosedError(f"run {run} is closed, or was read to its end")
+                if self.schedule.is_delivered(run, position):
+                    raise ArgumentError(f"position {position} of this run was given before")
                 taken = self.schedule.take(run, position)
                 if taken is not None:
                     return run, taken, self.results.pop(taken.task)

@@ -240,15 +240,10 @@ class Pool:
         own, if so many slots are lent that the workers would run out of them.
 
         Raises:
+            ArgumentError: it was given before.
             LoaderError: the batch cannot be made; every later call raises it again.
         """
-
-        def heads(schedule: Schedule) -> dict[int, int]:
-            if schedule.has_run(run) and schedule.is_delivered(run, position):
-                raise ArgumentError(f"position {position} of this run was given before")
-            return {run: position}
-
-        delivery = self._next(heads, left_ns)
+        delivery = self._next(lambda _: {run: position}, left_ns)
         assert delivery is not None, "a run wants its batch"
         return delivery
 

@@ -133,6 +133,16 @@ def workers_in_threads(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def nothing_is_left() -> Iterator[None]:
+    """After the test the process holds what it held before."""
+    from mploader import testing
+
+    before = testing.Census.take()
+    yield
+    assert before.settle() == []
+
+
 @pytest.fixture(autouse=True)
 def no_loader_outlives_its_test() -> Iterator[None]:
     """Closes what a test left open, so that its workers do not run beside the next test."""

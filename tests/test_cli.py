@@ -279,8 +279,8 @@ def test_demo_replaces_what_cannot_be_read_and_names_it(tmp_path: Path, command:
     before = files_below(tmp_path)
     out, err = finished(command("demo", "--data", str(shard), "--size", "64"))
     assert err == ""
-    assert f"replaced: {shard}, sample 0 at byte 0: SampleError: " in out
-    assert "2 samples could not be read" in out  # the same one in each of two epochs
+    assert out.count(f"replaced: {shard}, sample 0 at byte 0: SampleError: ") == 1  # though it is bad in two epochs
+    assert "1 sample could not be read" in out
     assert "process: 31 pictures in" in out
     check_table(out)
     assert files_below(tmp_path) == before

@@ -21,7 +21,6 @@ from mploader.platform_check import resource
 from mploader.pool import Delivery, Pool
 from mploader.spec import ArraySpec
 from mploader.streams import StreamJob
-from mploader.testing import Census
 from mploader.worker import Job
 from tests.transforms import fail_at
 
@@ -30,14 +29,7 @@ SAMPLES = 40
 INT64 = ArraySpec((), np.dtype(np.int64))
 LAYOUT = make_layout(INT64, (8,), None, False, BATCH)
 
-pytestmark = pytest.mark.usefixtures("workers_in_threads")
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    before = Census.take()
-    yield
-    assert before.settle() == []
+pytestmark = pytest.mark.usefixtures("workers_in_threads", "nothing_is_left")
 
 
 def job(transform: Callable[..., Any] | None = None, policy: str = "raise") -> Job:

@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,11 +23,15 @@ from mploader.layout import make_layout
 from mploader.plan import Plan
 from mploader.pool import Pool
 from mploader.spec import ArraySpec
-from mploader.testing import Census, ThreadWorker, WorkerEndedError, workers_in_threads
+from mploader.testing import ThreadWorker, WorkerEndedError, workers_in_threads
 from mploader.worker import Job, Worker
 
 BATCHES = 12
 BATCH = 4
+ALL = list(range(BATCHES * BATCH))
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
+
 LAYOUT = make_layout(ArraySpec((), np.dtype(np.int64)), (8,), None, False, BATCH)
 
 Fault = Callable[["Faulty", socket.socket, messages.Fill], None]
@@ -40,23 +44,25 @@ class Faulty(ThreadWorker):
     faults: ClassVar[dict[int, Fault]] = {}
     attempts: ClassVar[int] = 1
     """How many of them meet with the fault."""
-    says_hello: ClassVar[bool] = True
+    protocol: ClassVar[int] = messages.PROTOCOL
+    """What its hello says; 0: it says none."""
 
     def serve(self, channel: socket.socket, memory_fd: int, area: WorkerArea, job_fd: int) -> None:
         worker = Worker(channel, memory_fd, area, payload.unpack(job_fd), job_fd)
-        if self.says_hello:
-            channel.send(messages.encode(messages.Hello(messages.PROTOCOL, self.pid)))
-        while True:
-            data, files, _, _ = socket.recv_fds(channel, messages.MAX_BYTES, 1)
-            if not data:
-                return
+        if self.protocol:
+            channel.send(messages.encode(messages.Hello(self.protocol, self.pid)))
+        while data := channel.recv(messages.MAX_BYTES):
             message = messages.decode(data)
             if isinstance(message, messages.Fill) and message.attempt <= self.attempts:
                 fault = self.faults.get(message.position)
                 if fault is not None:
                     area.take_up(message.task)
                     fault(self, channel, message)
-            worker.handle(message, files)
+            worker.handle(message, [])
+            self.after(message)
+
+    def after(self, message: messages.Message) -> None:
+        """It has done what a message asks for."""
 
 
 @pytest.fixture(autouse=True)
@@ -67,13 +73,6 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(losses, "UNKILLABLE_S", 0.05)
     monkeypatch.setattr(supervisor, "TICK_S", 0.01)
     monkeypatch.setattr(supervisor, "RETRY_START_S", (0.01,) * 4)
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    before = Census.take()
-    yield
-    assert before.settle() == []
 
 
 def make_pool(
@@ -102,7 +101,6 @@ def read(pool: Pool) -> list[int]:
         pool.close()
 
 
-ALL = list(range(BATCHES * BATCH))
 
 
 def end(status: int) -> Fault:
@@ -148,19 +146,13 @@ def test_the_work_of_workers_that_end_is_done_by_others(
 def test_a_batch_that_was_reported_before_the_end_is_not_made_again() -> None:
     made: list[int] = []
 
-    class EndsAfterwards(Faulty):
-        def serve(self, channel: socket.socket, memory_fd: int, area: WorkerArea, job_fd: int) -> None:
-            worker = Worker(channel, memory_fd, area, payload.unpack(job_fd), job_fd)
-            channel.send(messages.encode(messages.Hello(messages.PROTOCOL, self.pid)))
-            while True:
-                message = messages.decode(channel.recv(messages.MAX_BYTES))
-                worker.handle(message, [])
-                if isinstance(message, messages.Fill):
-                    made.append(message.position)
-                    if message.position % 2:
-                        raise WorkerEndedError(-signal.SIGKILL)
+    def end_sometimes(worker: Faulty, message: messages.Message) -> None:
+        if isinstance(message, messages.Fill):
+            made.append(message.position)
+            if message.position % 2:
+                raise WorkerEndedError(-signal.SIGKILL)
 
-    assert read(make_pool(serve=EndsAfterwards.serve)) == ALL
+    assert read(make_pool(after=end_sometimes)) == ALL
     assert sorted(made)[:BATCHES] == list(range(BATCHES))
     assert len(made) == len(set(made)), "a batch was made twice"
 
@@ -235,14 +227,8 @@ def test_workers_that_end_over_and_over_are_an_error_with_their_last_words() -> 
 
 
 def test_a_worker_of_another_version_is_not_trusted(caplog: pytest.LogCaptureFixture) -> None:
-    def greet(worker: Faulty, channel: socket.socket, memory_fd: int, area: WorkerArea, job_fd: int) -> None:
-        channel.send(messages.encode(messages.Hello(messages.PROTOCOL + 1, 1)))
-        worker_of_today = Worker(channel, memory_fd, area, payload.unpack(job_fd), job_fd)
-        while data := channel.recv(messages.MAX_BYTES):
-            worker_of_today.handle(messages.decode(data), [])
-
     with pytest.raises(LoaderError, match="workers have ended in a row"):
-        read(make_pool(serve=greet))
+        read(make_pool(protocol=messages.PROTOCOL + 1))
     assert "breaks the protocol" in caplog.text
 
 
@@ -335,7 +321,7 @@ def test_workers_leave_when_they_are_asked_and_need_no_signal(monkeypatch: pytes
 
 
 def test_nothing_is_left_of_a_worker_that_never_said_hello() -> None:
-    pool = make_pool(says_hello=False)
+    pool = make_pool(protocol=0)
     pool.close()
     with pytest.raises(LoaderError, match="closed"):
         pool.open_run(0, 1)

@@ -179,10 +179,12 @@ def _print_results(reports: list[EpochReport], classes: int, bad: list[BadSample
         table.add_row(*row)
     console.print()
     console.print(table)
-    for sample in bad[:10]:
+    different = {sample.index: sample for sample in bad}  # each is bad in every epoch
+    for sample in list(different.values())[:10]:
         console.print(f"replaced: {sample.where}: {sample.error}", soft_wrap=True, markup=False)
     if bad:
-        console.print(f"{len(bad)} samples could not be read; others took their places")
+        count = "1 sample" if len(different) == 1 else f"{len(different)} samples"
+        console.print(f"{count} could not be read; others took their places")
     if reports[-1].images:
         factor = reports[-2].images_per_s / reports[-1].images_per_s
         console.print(f"Epoch {EPOCHS} ran {factor:.1f} times as fast as the same pictures through the plain pipeline.")

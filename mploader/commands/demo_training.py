@@ -69,7 +69,8 @@ class EpochReport:
 def classifier(size: int, classes: int, batch_size: int) -> keras.Model:
     """A network that learns within seconds on a CPU, so that feeding it is the harder part.
 
-    It has seen one batch of black pictures: the first step compiles, which belongs to no epoch.
+    It has seen black pictures: the first step compiles, which belongs to no epoch. The second one, with a batch of
+    another size, compiles for all sizes, as the plain pipeline may end with a short batch.
     """
 
     def convolution(x: Any, filters: int, side: int, stride: int) -> Any:
@@ -87,7 +88,8 @@ def classifier(size: int, classes: int, batch_size: int) -> keras.Model:
     # By name, as Keras would take "accuracy" for a binary one where there is a single class.
     accuracy = keras.metrics.SparseCategoricalAccuracy("accuracy")
     model.compile(keras.optimizers.Adam(3e-3), loss, metrics=[accuracy])
-    model.train_on_batch(np.zeros((batch_size, size, size, 3), np.uint8), np.zeros(batch_size, np.int64))
+    for count in (batch_size, batch_size + 1):
+        model.train_on_batch(np.zeros((count, size, size, 3), np.uint8), np.zeros(count, np.int64))
     return model
 
 

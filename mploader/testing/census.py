@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass
 
 _MEMORY = "/memfd:mploader"
+_ENDING = "mploader-ending"
+"""The thread of ``mploader.tfdata.ending``, where TensorFlow is imported, as it is not here."""
 _POLL_S = 0.02
 
 
@@ -24,8 +26,8 @@ class Census:
         zombies: process ids of children that ended and were not collected.
         memory: (process id, inode) of each shared file of mploader that a process has open or mapped.
         descriptors: (number, what it refers to) of this process.
-        threads: (identity, name) of this process's Python threads. Those of libraries are not counted: TensorFlow
-            keeps its pools for ever.
+        threads: (identity, name) of this process's Python threads. Those are not counted that stay for ever once there
+            was a dataset: TensorFlow's pools, and the one that ends its iterators when the program does.
         shared: names in /dev/shm.
     """
 
@@ -63,6 +65,7 @@ class Census:
                 (thread.ident or 0, thread.name)
                 for thread in threading.enumerate()
                 if not isinstance(thread, threading._DummyThread)  # a library's, that has called Python once
+                and thread.name != _ENDING
             ),
             frozenset(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else frozenset(),
         )

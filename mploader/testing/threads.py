@@ -33,9 +33,16 @@ def workers_in_threads(kind: type[ThreadWorker] | None = None) -> Iterator[None]
     process along, one that hangs cannot be ended, fault points do not strike, and the threads share one GIL and the
     globals of the user's modules. Processor times are those of the whole process, so a verdict on them means nothing.
 
+    There is one switch for the whole process: blocks of several threads must not overlap, except one within another.
+
     Args:
         kind: a subclass of :class:`ThreadWorker` that behaves otherwise. None: :class:`ThreadWorker`.
+
+    Raises:
+        ArgumentError: ``kind`` is something else.
     """
+    if kind is not None and not (isinstance(kind, type) and issubclass(kind, ThreadWorker)):
+        raise ArgumentError(f"workers_in_threads({kind!r}): wants a subclass of ThreadWorker, or None")
     before = Supervisor.worker_class
     Supervisor.worker_class = kind or ThreadWorker
     try:
@@ -56,6 +63,7 @@ class ThreadWorker(WorkerProcess):
     """A worker as the trainer sees it, whose code runs in a thread; see :class:`~mploader.process.WorkerProcess`.
 
     A subclass may do in :meth:`serve` whatever a process may do to its trainer: end at any place, hang, send nonsense.
+    Its attributes are those of the worker: ``index`` among the workers, ``start`` from 1, ``number`` in the whole pool.
     """
 
     def _launch(self, kept: contextlib.ExitStack, stderr_fd: int, channel_fd: int, memory_fd: int, job_fd: int) -> None:
@@ -94,7 +102,7 @@ class ThreadWorker(WorkerProcess):
             except BaseException as error:
                 self._status = 1
                 with contextlib.suppress(OSError):  # the trainer has closed its end
-                    self.print(reports.traceback_of(error))
+                    self.print(f"{reports.traceback_of(error)}\n")
 
     def serve(self, channel: socket.socket, memory_fd: int, area: WorkerArea, job_fd: int) -> None:
         """The worker's life; see :func:`mploader.worker.serve`."""
