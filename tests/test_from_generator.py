@@ -31,6 +31,8 @@ from tests.generators import (
     unrepeatable,
 )
 
+pytestmark = pytest.mark.usefixtures("workers_in_threads")
+
 LENGTHS = [5, 0, 17, 3, 1, 40, 2, 2]
 SIGNATURE = (tf.TensorSpec((3,), tf.float32), tf.TensorSpec((), tf.int64))
 
@@ -50,6 +52,7 @@ def numbers(dataset: tf.data.Dataset) -> list[int]:
     return [int(number) for _, number in dataset]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(("cycle", "block"), [(1, 1), (3, 1), (3, 2), (8, 4), (20, 1)])
 def test_the_order_is_that_of_interleave_for_any_number_of_workers(cycle: int, block: int) -> None:
     expected = numbers(reference(count_up, LENGTHS, SIGNATURE, cycle, block))
@@ -143,6 +146,7 @@ def assert_equal_elements(left: tf.data.Dataset, right: tf.data.Dataset) -> None
     assert count
 
 
+@pytest.mark.processes
 def test_every_kind_of_component_arrives_as_in_tensorflow() -> None:
     dataset = mploader.from_generator(
         rich, shards=[3, 4], output_signature=RICH_SIGNATURE, num_workers=2, cycle_length=2
@@ -180,6 +184,7 @@ def test_args_are_passed_on() -> None:
     assert [int(value) for value in dataset] == [15, 15, 25, 25]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_a_killed_worker_costs_nothing(monkeypatch: pytest.MonkeyPatch, batch_size: int | None) -> None:
     def make() -> tf.data.Dataset:
@@ -199,6 +204,7 @@ def test_a_killed_worker_costs_nothing(monkeypatch: pytest.MonkeyPatch, batch_si
     assert faulted._mploader_pool.statistics().restarts >= 3
 
 
+@pytest.mark.processes
 def test_a_generator_that_does_not_repeat_itself_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(faultpoints.VARIABLE, "result unsent:0:KILL")
     dataset = mploader.from_generator(
@@ -225,6 +231,7 @@ def until_error(dataset: tf.data.Dataset) -> list[Any]:
     return elements
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("fault", ["", "result unsent:*:KILL", "result sent:*:KILL"])
 @pytest.mark.parametrize("elements", [[], [1, 2], [1, 2, "three"], list(range(300))])
 def test_what_came_before_a_failure_is_delivered(
@@ -275,6 +282,7 @@ def test_no_error_of_a_generator_is_followed_by_an_end(ordered: bool, shards: in
                 next(iterator)
 
 
+@pytest.mark.processes
 def test_a_generator_that_crashes_its_worker_is_named() -> None:
     dataset = mploader.from_generator(
         crashes, shards=["/data/a.txt"], output_signature=tf.TensorSpec((), tf.int64), num_workers=1
@@ -311,6 +319,7 @@ def test_a_generator_without_end_and_more_workers_than_shards() -> None:
         assert [int(value) for value in dataset.take(6)] == [0, 100, 1, 101, 2, 102]
 
 
+@pytest.mark.processes
 def test_a_generator_stays_in_one_worker_and_none_gets_all() -> None:
     signature = (tf.TensorSpec((), tf.int64), tf.TensorSpec((), tf.int64))
     dataset = mploader.from_generator(
@@ -354,6 +363,7 @@ def test_an_error_advises_what_a_generator_can_do(element: Any, message: str) ->
     assert "pad=" not in text
 
 
+@pytest.mark.processes
 def test_workers_do_not_import_tensorflow() -> None:
     dataset = mploader.from_generator(
         has_tensorflow, shards=[0], output_signature=tf.TensorSpec((), tf.bool), num_workers=1

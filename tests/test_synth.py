@@ -61,7 +61,7 @@ def drawn_here(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("format", ["folder", "tfrecord", "tar"])
 def test_files_do_not_depend_on_the_number_of_processes(tmp_path: Path, format: str) -> None:
     written = []
-    for num_processes in (1, 2, 3):
+    for num_processes in (1, 3):
         directory = tmp_path / str(num_processes)
         report = synthesize(
             directory, format=format, count=7, classes=3, shard_size=3, seed=4, num_processes=num_processes
@@ -69,7 +69,7 @@ def test_files_do_not_depend_on_the_number_of_processes(tmp_path: Path, format: 
         written.append(files_of(directory))
         size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
         assert report == SynthReport(files=7 if format == "folder" else 3, samples=7, bytes=size)
-    assert written[0] == written[1] == written[2]
+    assert written[0] == written[1]
 
 
 @pytest.mark.usefixtures("drawn_here")

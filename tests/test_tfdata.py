@@ -18,6 +18,8 @@ from mploader.arena import aligned_empty
 from tests.test_loader import digest
 from tests.transforms import Squares, fail_at, identity, ids, large, loaded_modules, noisy, square
 
+pytestmark = pytest.mark.usefixtures("workers_in_threads")
+
 
 def flush() -> None:
     """Lets TensorFlow hand back the arrays that it has dropped: it does so when an eager tensor goes."""
@@ -91,6 +93,7 @@ def test_batches_spec_and_cardinality() -> None:
             assert [labels.numpy().tolist() for _, labels in dataset] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
+@pytest.mark.processes
 def test_the_stream_is_that_of_numpy_iteration_with_any_workers_and_slots() -> None:
     def numpy_of(batch: dict[str, tf.Tensor]) -> dict[str, Any]:
         return {key: tensor.numpy() for key, tensor in batch.items()}
@@ -115,6 +118,7 @@ def test_the_stream_is_that_of_numpy_iteration_with_any_workers_and_slots() -> N
     assert len(slots) >= 2, f"every memory holds as many slots: {slots}"
 
 
+@pytest.mark.processes
 def test_the_memory_of_a_slot_is_the_memory_of_the_tensor() -> None:
     with Loader(range(400), large, batch_size=4, num_workers=2) as loader:
         addresses = set()
@@ -125,6 +129,7 @@ def test_the_memory_of_a_slot_is_the_memory_of_the_tensor() -> None:
     assert len(addresses) <= slots, "100 batches lay in a few slots: none was copied"
 
 
+@pytest.mark.processes
 def test_kept_tensors_never_change_while_their_slots_would_be_written_again() -> None:
     with Loader(range(600), large, batch_size=4, num_workers=2) as loader:
         dataset = loader.as_dataset()
@@ -140,6 +145,7 @@ def test_kept_tensors_never_change_while_their_slots_would_be_written_again() ->
         assert loader.statistics().batches_copied > 0
 
 
+@pytest.mark.processes
 def test_two_slots_that_tensorflow_holds_do_not_stop_it() -> None:
     with Loader(range(100), large, batch_size=2, num_workers=2, memory="260KiB") as loader:
         assert loader.statistics().slots == 2
@@ -160,6 +166,7 @@ def test_strings_and_elements_one_by_one() -> None:
         ]
 
 
+@pytest.mark.processes
 def test_workers_of_a_process_with_tensorflow_have_none() -> None:
     with Loader(range(4), loaded_modules, batch_size=4, num_workers=1) as loader:
         assert [batch.tolist() for batch in loader] == [[False] * 4]
@@ -279,6 +286,7 @@ def test_a_dataset_whose_loader_is_gone_says_so_at_every_call() -> None:
             list(iter(dataset))
 
 
+@pytest.mark.processes
 def test_closing_the_loader_ends_a_waiting_iterator() -> None:
     def slow(sample: int) -> int:
         import time
@@ -309,6 +317,7 @@ print(sum(int(tf.reduce_sum(batch)) for batch in dataset), sum(int(tf.reduce_sum
     assert done.stdout.split() == ["2080", "2080"]
 
 
+@pytest.mark.processes
 def test_a_model_trains_from_the_dataset() -> None:
     import keras
 
