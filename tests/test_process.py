@@ -196,7 +196,7 @@ def test_its_stacks_are_printed_on_demand(start: Workers) -> None:
     worker = start(greet)
     wait_for(worker.receive)
     worker.ask_for_stacks()
-    assert wait_for(lambda: worker.read_stderr() and "in idle" in worker.printed)
+    assert wait_for(lambda: worker.read_stderr() and "in greet" in worker.printed)
 
 
 # Its end
