@@ -243,8 +243,7 @@ def test_an_exception_in_the_transform_names_the_sample_its_place_and_the_way_ou
     assert gone(pids)
 
 
-@pytest.mark.parametrize("way", ["file", "standard input", "cell of a notebook"])
-def test_a_script_needs_no_guard_and_its_workers_no_tensorflow(way: str, run_script: Callable[..., Any]) -> None:
+def test_a_script_needs_no_guard_and_its_workers_no_tensorflow(run_script: Callable[..., Any]) -> None:
     done = run_script(
         """
 import sys
@@ -257,16 +256,31 @@ def add(sample):
     return sample + offset, any(name.startswith("tensorflow") for name in sys.modules)
 
 loader = mploader.Loader(range(6), add, batch_size=3, num_workers=2)
-values = [(x.numpy().tolist(), imported.numpy().tolist()) for x, imported in loader.as_dataset()]
-print(values)
-doubled = mploader.Loader(range(6), lambda sample: 2 * sample, batch_size=6)
-print([batch.tolist() for batch in doubled])
+print([(x.numpy().tolist(), imported.numpy().tolist()) for x, imported in loader.as_dataset()])
+"""
+    )
+    assert done.stdout == "[([5, 6, 7], [False, False, False]), ([8, 9, 10], [False, False, False])]\n"
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("way", ["file", "standard input", "cell of a notebook"])
+def test_functions_of_a_script_reach_its_workers(way: str, run_script: Callable[..., Any]) -> None:
+    done = run_script(
+        """
+import mploader
+
+offset = 5
+
+def add(sample):
+    return sample + offset
+
+for transform in add, lambda sample: 2 * sample:
+    with mploader.Loader(range(6), transform, batch_size=3, num_workers=2) as loader:
+        print([batch.tolist() for batch in loader])
 """,
         way=way,
     )
-    assert done.stdout.splitlines() == [
-        "[([5, 6, 7], [False, False, False]), ([8, 9, 10], [False, False, False])]", "[[0, 2, 4, 6, 8, 10]]"
-    ]  # fmt: skip
+    assert done.stdout.splitlines() == ["[[5, 6, 7], [8, 9, 10]]", "[[0, 2, 4], [6, 8, 10]]"]
     assert "Traceback" not in done.stderr
 
 

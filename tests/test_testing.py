@@ -74,22 +74,6 @@ def test_workers_of_another_kind_are_refused(kind: Any) -> None:
         pass
 
 
-def test_a_census_does_not_count_the_thread_that_stays_for_datasets(run_script: Callable[..., Any]) -> None:
-    done = run_script("""
-import tensorflow
-from mploader import Loader
-from mploader.testing import Census
-
-before = Census.take()
-with Loader(range(8), batch_size=4, num_workers=1) as loader:
-    for batch in loader.as_dataset():
-        pass
-del batch
-print([line for line in before.settle() if "thread" in line])
-""")
-    assert done.stdout.splitlines()[-1] == "[]"
-
-
 def test_a_transform_in_a_thread_can_be_stepped_through(run_script: Callable[..., Any]) -> None:
     text = """
 import io, pdb, sys

@@ -15,8 +15,8 @@ import tensorflow as tf
 
 from mploader import Loader, SampleError
 from mploader.arena import aligned_empty
-from tests.test_loader import digest
-from tests.transforms import Squares, fail_at, identity, ids, large, loaded_modules, noisy, square
+from mploader.testing import Census
+from tests.transforms import Squares, digest, fail_at, identity, ids, large, loaded_modules, noisy, square
 
 pytestmark = pytest.mark.usefixtures("workers_in_threads")
 
@@ -192,6 +192,13 @@ def test_a_dataset_that_is_left_early_leaves_nothing_open(batches: int) -> None:
     del loader, dataset
     flush()
     assert gone() is None, "an iteration that was left early still holds the loader"
+
+
+def test_a_census_does_not_count_the_thread_that_stays_for_iterators() -> None:
+    with Loader(range(8), batch_size=4, num_workers=1) as loader:
+        assert len(list(loader.as_dataset())) == 2
+    assert "mploader-ending" in [thread.name for thread in threading.enumerate()]
+    assert "mploader-ending" not in [name for _, name in Census.take().threads]
 
 
 def test_zip_repeat_and_take() -> None:

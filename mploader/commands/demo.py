@@ -106,11 +106,8 @@ def _train(
     from mploader.loader import Loader
     from mploader.plan import Plan
 
-    with console.status("starting TensorFlow"), _stderr_kept_back():
-        training = _import_training(keras_home)
-        batch_size = min(args.batch_size, args.samples, len(source))
-        steps = min(args.samples, len(source)) // batch_size
-        model = training.classifier(args.size, classes, batch_size)
+    batch_size = min(args.batch_size, args.samples, len(source))
+    steps = min(args.samples, len(source)) // batch_size
     augment = Augment(args.size, classes)
     plan = Plan(len(source), batch_size, args.seed, shuffle=True, drop_remainder=True)
 
@@ -121,6 +118,7 @@ def _train(
         console.print(f"{name}: {pictures} in {report.seconds:.1f} s", soft_wrap=True)
         return report
 
+    # Before TensorFlow, which takes seconds to import: data that cannot be read is told of at once.
     with console.status("starting workers"):
         opened = Loader(
             source,
@@ -133,6 +131,9 @@ def _train(
             on_bad_sample="replace",
         )
     with opened as loader:
+        with console.status("starting TensorFlow"), _stderr_kept_back():
+            training = _import_training(keras_home)
+            model = training.classifier(args.size, classes, batch_size)
         dataset = loader.as_dataset().take(steps)
         reports = [train(f"epoch {epoch + 1}", dataset, loader) for epoch in range(EPOCHS)]
         bad = loader.bad_samples()

@@ -1,4 +1,7 @@
-"""The data that some of the fault tests read, and how they read it. Workers import this module: no TensorFlow here."""
+"""The data that some of the fault tests read, and how they read it.
+
+Workers import this module, and start the sooner the less it imports.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mploader import Loader
+if TYPE_CHECKING:
+    from mploader import Loader
 
 SAMPLES = 512
 BATCH = 16
@@ -82,6 +86,8 @@ def plain(sample: Any) -> dict[str, Any]:
 
 def make_loader(source: Any = None, transform: Any = element, **options: Any) -> Loader:
     """The loader of these tests: two workers, shuffled, 32 batches of 16 samples."""
+    from mploader import Loader
+
     defaults: dict[str, Any] = {"batch_size": BATCH, "shuffle": True, "seed": 3, "num_workers": 2}
     return Loader(Numbered() if source is None else source, transform, **{**defaults, **options})
 
