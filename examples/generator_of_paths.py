@@ -16,7 +16,7 @@ import tensorflow as tf
 from PIL import Image
 
 import mploader
-from mploader.synth import synthesize
+from mploader.cli.synthetic_data import synthesize
 
 
 def pictures(paths):

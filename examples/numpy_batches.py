@@ -11,8 +11,8 @@ import tempfile
 import numpy as np
 
 import mploader
+from mploader.cli.synthetic_data import synthesize
 from mploader.images import Resize
-from mploader.synth import synthesize
 
 with tempfile.TemporaryDirectory() as temporary:
     if len(sys.argv) == 1:

@@ -45,8 +45,8 @@ from stress.watchdog import Watchdog, stacks
 from stress.workload import Indexed, Work
 
 from mploader import ArgumentError, Loader
-from mploader.plan import Plan
-from mploader.resources import parse_bytes
+from mploader._util.resources import parse_bytes
+from mploader.sampling.plan import Plan
 from mploader.sources import open_source
 
 SYNTHETIC_SAMPLES = 20_000

@@ -11,8 +11,8 @@ import tempfile
 import keras
 
 import mploader
+from mploader.cli.synthetic_data import synthesize
 from mploader.images import Compose, RandomFlip, RandomResizedCrop
-from mploader.synth import synthesize
 
 with tempfile.TemporaryDirectory() as temporary:
     if len(sys.argv) == 1:

@@ -11,8 +11,8 @@ import tempfile
 import keras
 
 import mploader
+from mploader.cli.synthetic_data import synthesize
 from mploader.images import RandomResizedCrop
-from mploader.synth import synthesize
 
 crop = RandomResizedCrop(128, 128, scale=(0.3, 1.0))
 

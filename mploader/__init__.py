@@ -29,7 +29,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mploader import images, sources
-    from mploader.buckets import BucketBy
+    from mploader.batching.ragged import Ragged
+    from mploader.batching.spec import ArraySpec, Pad
+    from mploader.engine.ipc.sample_report import BadSample
     from mploader.errors import (
         ArgumentError,
         ClosedError,
@@ -41,18 +43,16 @@ if TYPE_CHECKING:
         StallError,
         WorkerError,
     )
-    from mploader.explain import Limit, Verdict
     from mploader.images import apply_to
-    from mploader.loader import Loader
-    from mploader.order import ShardShuffle
-    from mploader.reports import BadSample
-    from mploader.shapes import Ragged
-    from mploader.spec import ArraySpec, Pad
-    from mploader.statistics import Stage, Statistics, WorkerStatistics
+    from mploader.loader.loader import Loader
+    from mploader.monitoring.bottleneck import Limit, Verdict
+    from mploader.monitoring.statistics import Stage, Statistics, WorkerStatistics
+    from mploader.monitoring.trace import Trace
+    from mploader.sampling.bucketing import BucketBy
+    from mploader.sampling.samplers import ShardShuffle
     from mploader.tfdata import from_generator
     from mploader.tfdata.image_directory import image_dataset_from_directory
     from mploader.tfdata.pydataset import from_pydataset
-    from mploader.trace import Trace
 
 __all__ = [
     "ArgumentError",
@@ -91,19 +91,19 @@ __version__ = "0.1.0"
 # them: what is imported here costs every worker start and every worker memory.
 _HOMES = {
     "from_generator": "tfdata",
-    "Loader": "loader",
-    "ShardShuffle": "order",
-    "ArraySpec": "spec",
-    "Pad": "spec",
-    "Ragged": "shapes",
-    "BadSample": "reports",
-    "BucketBy": "buckets",
-    "Limit": "explain",
-    "Stage": "statistics",
-    "Statistics": "statistics",
-    "Trace": "trace",
-    "Verdict": "explain",
-    "WorkerStatistics": "statistics",
+    "Loader": "loader.loader",
+    "ShardShuffle": "sampling.samplers",
+    "ArraySpec": "batching.spec",
+    "Pad": "batching.spec",
+    "Ragged": "batching.ragged",
+    "BadSample": "engine.ipc.sample_report",
+    "BucketBy": "sampling.bucketing",
+    "Limit": "monitoring.bottleneck",
+    "Stage": "monitoring.statistics",
+    "Statistics": "monitoring.statistics",
+    "Trace": "monitoring.trace",
+    "Verdict": "monitoring.bottleneck",
+    "WorkerStatistics": "monitoring.statistics",
     "apply_to": "images",
     "from_pydataset": "tfdata.pydataset",
     "image_dataset_from_directory": "tfdata.image_directory",

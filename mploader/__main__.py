@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from mploader.cli import main
+from mploader.cli.main import main
 
 sys.exit(main())

@@ -1,121 +1,128 @@
-"""The rooms of the package and who may know whom, checked by reading the imports."""
+"""The layers of the package and which module may import which, checked by reading the imports of every module.
+
+Imports inside functions and under ``TYPE_CHECKING`` count as well.
+"""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import pathlib
+from collections.abc import Iterator
 
 import mploader
 
 PACKAGE = pathlib.Path(mploader.__file__).parent
 
-# A module may import what stands above it. A package stands for its modules, which may import each other.
-ROWS = [
-    ["errors", "faultpoints", "checks", "platform_check", "interpreter", "orphan", "cpuclock"],
-    ["permutation", "spec", "order", "proportions", "plan"],
-    ["resources", "reports", "bad_limit"],
-    ["sources", "synth_picture", "synth"],
-    ["images", "keras_images", "whole_batches"],
-    ["batch", "shapes", "buckets", "layout"],
-    ["arena", "messages"],
-    ["pickling", "payload"],
-    ["position", "bad_record"],
-    ["stages", "streams", "worker"],
-    ["process", "states", "schedule", "blame"],
-    ["consumers", "statistics", "explain", "trace"],
-    ["ledger", "crew", "intake", "losses", "supervisor", "pool"],
-    ["run", "loader", "generators"],
+# A module belongs to the layer with the longest prefix of its name. It may import modules of layers above it in this
+# list, and of its own layer.
+LAYERS: list[list[str]] = [
+    ["errors", "_util"],
+    ["sampling", "images", "batching"],
+    ["sources"],
+    ["engine.ipc", "engine.scheduler", "monitoring"],
+    ["engine.worker"],
+    ["engine.supervisor"],
+    ["loader"],
     ["tfdata"],
-    ["pictures", "bench", "show", "verify", "testing"],
-    ["commands", "cli", "__main__"],
+    ["loader.loader"],
+    ["cli", "testing", "__main__"],
 ]
-ORDER = [room for row in ROWS for room in row]
-
-# What the table of the design calls the one way round: the loader hands a dataset out, and only when asked.
-LAZY = {("loader", "tfdata")}
+PREFIXES = {prefix: number for number, layer in enumerate(LAYERS) for prefix in layer}
 
 
 def modules() -> dict[str, pathlib.Path]:
-    return {
-        ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
-        for path in PACKAGE.rglob("*.py")
-        if path != PACKAGE / "__init__.py"
-    }
-
-
-def imported(path: pathlib.Path) -> set[tuple[str, bool]]:
-    """The rooms that a module imports from this package, and whether it does so inside a function."""
-    tree = ast.parse(path.read_text())
-    top = {id(node) for node in tree.body} | {
-        id(inner) for node in tree.body if isinstance(node, ast.If) for inner in ast.walk(node)
-    }
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "mploader":
-            parts = node.module.split(".")[1:]
-            names = [parts[0]] if parts else [alias.name for alias in node.names]
-            found |= {(name, id(node) not in top) for name in names}
-        elif isinstance(node, ast.Import):
-            found |= {
-                (alias.name.split(".")[1], id(node) not in top)
-                for alias in node.names
-                if alias.name.startswith("mploader.")
-            }
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if name:  # the package itself hands out the public names of all layers
+            found[name] = path
     return found
 
 
-def type_checking_only(path: pathlib.Path) -> set[str]:
-    tree = ast.parse(path.read_text())
-    return {
-        node.module.split(".")[1]
-        for block in ast.walk(tree)
-        if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.unparse(block.test)
-        for node in ast.walk(block)
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("mploader.")
-    }
+MODULES = modules()
 
 
-def test_every_module_has_its_room() -> None:
-    rooms = {name.split(".")[0] for name in modules()}
-    assert rooms - set(ORDER) == set(), "a new module belongs into ORDER, where its neighbours are"
+def imports(path: pathlib.Path) -> Iterator[str]:
+    """The modules of this package that a file imports, wherever in the file that is."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            first, _, inner = name.partition(".")
+            if first == "mploader" and inner:
+                yield inner if inner in MODULES else inner.rpartition(".")[0]
 
 
-def test_a_module_imports_only_what_stands_above_it() -> None:
-    wrong = []
-    for name, path in modules().items():
-        room = name.split(".")[0]
-        for_types = type_checking_only(path)
-        for other, is_lazy in imported(path):
-            if other == room or (is_lazy and (room, other) in LAZY) or other in for_types:
-                continue
-            if ORDER.index(other) >= ORDER.index(room):
-                wrong.append(f"{name} imports {other}")
+def imports_from_elsewhere(path: pathlib.Path) -> set[str]:
+    """The first names of what a file imports from other packages."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+def layer(name: str) -> int:
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        if ".".join(parts[:end]) in PREFIXES:
+            return PREFIXES[".".join(parts[:end])]
+    raise AssertionError(f"{name} belongs to no layer: add it to LAYERS, where its neighbours are")
+
+
+def test_a_module_imports_only_its_own_layer_and_those_above() -> None:
+    wrong = [
+        f"{name} imports {other}"
+        for name, path in MODULES.items()
+        for other in imports(path)
+        if other and layer(other) > layer(name)
+    ]
     assert not wrong
 
 
-def test_tensorflow_is_imported_in_one_room_only() -> None:
-    importers = set()
-    for name, path in modules().items():
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module]
-            if any(top.split(".")[0] in ("tensorflow", "keras") for top in names):
-                importers.add(name.split(".")[0])
-    # The demo is a program that trains a model. The loader names TensorFlow's type for those who check types.
-    assert importers == {"tfdata", "commands", "loader"}
-    assert "tensorflow" not in (PACKAGE / "loader.py").read_text().split("if TYPE_CHECKING")[0]
+def test_no_module_imports_itself_by_a_detour() -> None:
+    # A package's __init__ gathers names of its modules, and they are imported with it: no module of a package imports
+    # its own package.
+    graph = {name: {other for other in imports(path) if other} - {name} for name, path in MODULES.items()}
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_each_of_these_is_imported_in_one_place_only() -> None:
+    places = {
+        "tensorflow": ["tfdata", "cli.demo_training"],
+        "keras": ["tfdata", "cli.demo_training"],
+        "fsspec": ["sources"],
+    }
+    wrong = [
+        f"{name} imports {package}"
+        for name, path in MODULES.items()
+        for package in imports_from_elsewhere(path) & set(places)
+        if not any(name == place or name.startswith(f"{place}.") for place in places[package])
+    ]
+    assert not wrong
 
 
 def test_nothing_imports_the_testing_tools() -> None:
-    for name, path in modules().items():
-        if not name.startswith("testing"):
-            assert "testing" not in {other for other, _ in imported(path)}, name
+    importers = {name for name, path in MODULES.items() for other in imports(path) if other.startswith("testing")}
+    assert all(name.startswith("testing") for name in importers)
 
 
-def test_the_schedule_knows_no_input_no_thread_and_no_clock() -> None:
-    tree = ast.parse((PACKAGE / "schedule.py").read_text())
-    names = {
-        alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
-    } | {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert names <= {"__future__", "heapq", "math", "mploader.states"}
+def test_the_scheduler_knows_no_input_no_thread_and_no_clock() -> None:
+    for name, path in MODULES.items():
+        if name.startswith("engine.scheduler"):
+            assert imports_from_elsewhere(path) <= {
+                "__future__", "collections", "dataclasses", "enum", "heapq", "math", "mploader", "signal", "typing"
+            }, name  # fmt: skip
+
+
+def test_the_top_of_the_package_shows_the_way_of_the_data() -> None:
+    entries = {path.name for path in PACKAGE.iterdir() if not path.name.startswith("__")} - {"py.typed"}
+    assert len(entries) <= 12

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mploader.synth import synthesize
+from mploader.cli.synthetic_data import synthesize
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "examples" / "benchmarks"

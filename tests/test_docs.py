@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from mploader import cli
-from mploader.synth import synthesize
+from mploader.cli.main import main
+from mploader.cli.synthetic_data import synthesize
 
 DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -57,7 +57,7 @@ def test_examples_do_what_the_page_says(
             for command in code.strip().splitlines():
                 program, *arguments = shlex.split(command)
                 assert program == "mploader"
-                assert cli.main(arguments) == 0, command
+                assert main(arguments) == 0, command
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])

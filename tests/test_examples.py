@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mploader.synth import synthesize
+from mploader.cli.synthetic_data import synthesize
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import mploader
-from mploader import cli
-from mploader.synth import synthesize
+from mploader.cli.main import main
+from mploader.cli.synthetic_data import synthesize
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -73,7 +73,7 @@ def test_every_name_exists() -> None:
 
 def test_every_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        cli.main(["--help"])
+        main(["--help"])
     commands = re.findall(r"^    (\w+)  ", capsys.readouterr().out, re.MULTILINE)
     assert set(re.findall(r"^\| `mploader (\w+)", README, re.MULTILINE)) == set(commands)
 

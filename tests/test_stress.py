@@ -21,9 +21,9 @@ from PIL import Image
 from rich.console import Console
 
 from mploader import Loader, WorkerError
-from mploader.plan import Plan, SampleRandom
+from mploader.monitoring.statistics import Statistics
+from mploader.sampling.plan import Plan, SampleRandom
 from mploader.sources import open_source
-from mploader.statistics import Statistics
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY / "examples"))

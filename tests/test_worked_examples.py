@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from mploader.synth import synthesize
+from mploader.cli.synthetic_data import synthesize
 from tests.conftest import REPOSITORY
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mploader.spec import flatten
+from mploader.batching.spec import flatten
 
 Element = dict[str, Any]
 

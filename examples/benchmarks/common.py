@@ -72,7 +72,7 @@ def photographs(data: Path | None, count: int = SYNTHESIZED) -> Path:
         return data
     made = Path(tempfile.gettempdir()) / f"mploader-benchmark-{count}"
     if not made.exists():
-        from mploader.synth import synthesize
+        from mploader.cli.synthetic_data import synthesize
 
         synthesize(made, count=count)
     return made

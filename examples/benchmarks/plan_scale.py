@@ -22,7 +22,7 @@ import tracemalloc
 import common
 from common import Row
 
-from mploader.plan import Plan
+from mploader.sampling.plan import Plan
 
 BATCHES = 300
 

@@ -24,10 +24,10 @@ from collections.abc import Callable
 import common
 from common import Row
 
-from mploader import messages
-from mploader.schedule import Schedule
-from mploader.stages import STRIDE, Stages, sample_bytes
-from mploader.statistics import Counters, Handover
+from mploader.engine.ipc import messages
+from mploader.engine.scheduler.scheduler import Schedule
+from mploader.engine.worker.stage_timer import STRIDE, Stages, sample_bytes
+from mploader.monitoring.statistics import Counters, Handover
 
 SAMPLES = 64
 PHOTOGRAPHS_US = 1e6 * SAMPLES / (1028 / 2)

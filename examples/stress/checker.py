@@ -14,7 +14,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from mploader.plan import Plan, SampleRandom
+from mploader.sampling.plan import Plan, SampleRandom
 from stress.workload import Image, Indexed, Work, synthetic
 
 

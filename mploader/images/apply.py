@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mploader.checks import takes_rng
+from mploader._util.checks import takes_rng
 from mploader.errors import ArgumentError, SampleError
 
 

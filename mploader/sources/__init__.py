@@ -19,11 +19,11 @@
 
 from __future__ import annotations
 
-from mploader.sources.algebra import Concat, Map, Subset
 from mploader.sources.base import Source
+from mploader.sources.combinators import Concat, Map, Subset
+from mploader.sources.detect import open_source
 from mploader.sources.image_folder import ImageFolder
 from mploader.sources.mix import Mix
-from mploader.sources.recognise import open_source
 from mploader.sources.tar import TarShards
 from mploader.sources.tfrecord import TFRecordShards
 

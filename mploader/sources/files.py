@@ -19,9 +19,10 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import TypeVar
 
-from mploader import faultpoints, reports
+from mploader._util import fault_points
+from mploader._util.platform_check import resource
+from mploader.engine.ipc import sample_report
 from mploader.errors import SampleError, SourceError
-from mploader.platform_check import resource
 from mploader.sources.base import FileState
 from mploader.sources.remote import RemoteFile, RemoteFiles, is_remote, remote_state
 
@@ -58,7 +59,7 @@ def _with_retries(ask: Callable[[], _Result]) -> _Result:
         try:
             return ask()
         except OSError as error:
-            if not reports.is_environment(error):
+            if not sample_report.is_environment(error):
                 raise
         time.sleep(pause_s)
     return ask()
@@ -114,11 +115,11 @@ def read_exactly(descriptor: int, path: str, offset: int, size: int) -> bytes:
 
 
 def _read_record(descriptor: int, path: str, offset: int, size: int) -> bytes:
-    faultpoints.reach("record opened")
-    if not faultpoints.is_set("record half read"):
+    fault_points.reach("record opened")
+    if not fault_points.is_set("record half read"):
         return read_exactly(descriptor, path, offset, size)
     half = read_exactly(descriptor, path, offset, size // 2)
-    faultpoints.reach("record half read")
+    fault_points.reach("record half read")
     return half + read_exactly(descriptor, path, offset + len(half), size - len(half))
 
 

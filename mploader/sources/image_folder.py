@@ -10,7 +10,7 @@ from typing import overload
 
 import numpy as np
 
-from mploader.checks import path_text
+from mploader._util.checks import path_text
 from mploader.errors import ArgumentError, SampleError, SourceError
 from mploader.sources.base import Int64Array, PackedStrings, PathLike, checked_index
 from mploader.sources.files import read_whole

@@ -21,8 +21,8 @@ import numpy as np
 
 from mploader.errors import SourceError
 from mploader.sources.base import FileState, Int64Array, PackedStrings
+from mploader.sources.file_patterns import INDEX_SUFFIX
 from mploader.sources.files import file_state
-from mploader.sources.patterns import INDEX_SUFFIX
 from mploader.sources.remote import is_remote
 from mploader.sources.shard_table import ShardScan, ShardTable, load_table, save_table
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from mploader import permutation, proportions
-from mploader.checks import whole_number
+from mploader._util.checks import whole_number
 from mploader.errors import ArgumentError
-from mploader.order import Indices, Order, ShardShuffle, arrange
-from mploader.sources.algebra import checked_source, combined_fingerprint, describe_sample, is_endless, short
+from mploader.sampling import mixture, permutation
+from mploader.sampling.samplers import Indices, Order, ShardShuffle, arrange
+from mploader.sources.combinators import checked_source, combined_fingerprint, describe_sample, is_endless, short
 
 
 class Mix:
@@ -23,7 +23,7 @@ class Mix:
     Which source a place takes its sample from is a fixed pattern. With ``w`` the part of a source's weight in the sum
     of all, a window of n places holds ``w * n`` samples of it to within less than one, for every window that starts
     with the mix, and with two sources for every window. With three or more no pattern can do that everywhere (see
-    `mploader.proportions`): a window that starts anywhere is then within two, and in most mixes within one.
+    `mploader.sampling.mixture`): a window that starts anywhere is then within two, and in most mixes within one.
 
     A mix has no end: its numbers go on behind `len`, into the next epochs. So every sample of a source comes once
     before any comes again; then the source starts again, in another random order where the loader shuffles. The
@@ -55,7 +55,7 @@ class Mix:
         if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
             raise ArgumentError(f"Mix: {wanted}")
         self._sources = tuple(checked_source(source) for source, _ in pairs)
-        self._weights = proportions.whole_weights([weight for _, weight in pairs])
+        self._weights = mixture.whole_weights([weight for _, weight in pairs])
         self._length = self._until_first_end() if length is None else whole_number("Mix: length", length, 1)
         if self._length > permutation.MAX_SIZE:
             raise ArgumentError(f"Mix: length={length!r}: wanted is at most {permutation.MAX_SIZE}")
@@ -67,7 +67,7 @@ class Mix:
 
     @property
     def weights(self) -> tuple[int, ...]:
-        """The proportions of the parts as whole numbers; see `mploader.proportions.whole_weights`."""
+        """The proportions of the parts as whole numbers; see `mploader.sampling.mixture.whole_weights`."""
         return self._weights
 
     def locate(self, index: int) -> tuple[int, int]:
@@ -121,12 +121,12 @@ class Mix:
         place += len(self) if place < 0 else 0
         if not 0 <= place < permutation.MAX_SIZE:
             raise IndexError(f"sample {operator.index(index)} of a mix of {len(self)} samples an epoch")
-        sources, ordinals = proportions.pattern_of(self._weights).locate(np.array([place]))
+        sources, ordinals = mixture.pattern_of(self._weights).locate(np.array([place]))
         return int(sources[0]), int(ordinals[0])
 
     def _until_first_end(self) -> int:
         """Places before the first one that would need a sample behind the end of its source."""
-        pattern = proportions.pattern_of(self._weights)
+        pattern = mixture.pattern_of(self._weights)
         return min(
             int(pattern.places(place, np.array([len(source)]))[0]) for place, source in enumerate(self._sources)
         )
@@ -155,11 +155,11 @@ class Mixed:
         """See `Order.name`."""
         facts = repr((self.weights, self.periods, [order.name for order in self.orders]))
         facts = facts if len(facts) <= 160 else hashlib.sha256(facts.encode()).hexdigest()[:16]
-        return f"mix-1 of {self.length} {proportions.NAME} {facts}"
+        return f"mix-1 of {self.length} {mixture.NAME} {facts}"
 
     def indices(self, epoch: int, positions: Indices) -> Indices:
         """See `Order.indices`."""
-        pattern = proportions.pattern_of(self.weights)
+        pattern = mixture.pattern_of(self.weights)
         sources, ordinals = pattern.locate(epoch * self.length + positions)
         result = np.empty_like(positions)
         for source in np.unique(sources):
@@ -170,7 +170,7 @@ class Mixed:
 
     def replacement(self, epoch: int, index: int, attempt: int) -> int:
         """See `Order.replacement`; another sample of the same source."""
-        pattern = proportions.pattern_of(self.weights)
+        pattern = mixture.pattern_of(self.weights)
         sources, ordinals = pattern.locate(np.array([index]))
         source, ordinal = int(sources[0]), int(ordinals[0])
         begin = 0 if not self.lengths[source] else ordinal // self.lengths[source] * self.lengths[source]

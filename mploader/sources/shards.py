@@ -14,9 +14,9 @@ import numpy as np
 
 from mploader.errors import SampleError, SourceError
 from mploader.sources.base import FileState, Int64Array, PackedStrings, Pattern, checked_index
+from mploader.sources.file_patterns import expand
 from mploader.sources.files import MAX_READ_BYTES, FileChangedError, OpenFiles, Scanner
 from mploader.sources.index import index_shards
-from mploader.sources.patterns import expand
 from mploader.sources.shard_table import ShardScan
 
 _HEAD_BYTES = 1 << 16
@@ -35,7 +35,7 @@ class Shards:
     when another file takes its place reads on in the old one.
 
     Args:
-        pattern: a path, a glob, a folder, or a list of them; see `mploader.sources.patterns.expand`. Each
+        pattern: a path, a glob, a folder, or a list of them; see `mploader.sources.file_patterns.expand`. Each
             shard is taken once, however many patterns match it.
         rebuild: read the shards through even if their index is current, and accept shards that were cut.
         save_index: keep the index of shards that were read through, beside them or in the user's cache folder.

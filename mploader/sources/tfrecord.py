@@ -22,7 +22,7 @@ from mploader.sources.shard_table import ShardScan
 from mploader.sources.shards import Shards, refuse_compressed, scanned
 
 if TYPE_CHECKING:
-    from mploader.sources.example import Value
+    from mploader.sources.tf_example import Value
 
 HEADER_BYTES = 12
 FRAME_BYTES = 16  # header and footer
@@ -116,7 +116,7 @@ class TFRecordShards(Shards):
         if self._raw:
             return data
         # Here, because protobuf costs 20 ms and some MiB in a worker, which only this case needs.
-        from mploader.sources.example import MalformedExampleError, parse_example
+        from mploader.sources.tf_example import MalformedExampleError, parse_example
 
         try:
             return parse_example(data)

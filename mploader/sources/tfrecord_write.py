@@ -7,7 +7,7 @@ import struct
 from types import TracebackType
 
 from mploader.sources.base import PathLike
-from mploader.sources.example import encode_example
+from mploader.sources.tf_example import encode_example
 from mploader.sources.tfrecord import masked_crc32c
 
 __all__ = ["TFRecordWriter", "encode_example"]

@@ -35,9 +35,9 @@ Example::
     assert before.settle() == []
 """
 
-from mploader.faultpoints import POINTS
-from mploader.testing.census import Census
-from mploader.testing.injection import FlakySource, faults
-from mploader.testing.threads import ThreadWorker, WorkerEndedError, workers_in_threads
+from mploader._util.fault_points import POINTS
+from mploader.testing.fault_injection import FlakySource, faults
+from mploader.testing.leak_check import Census
+from mploader.testing.thread_workers import ThreadWorker, WorkerEndedError, workers_in_threads
 
 __all__ = ["POINTS", "Census", "FlakySource", "ThreadWorker", "WorkerEndedError", "faults", "workers_in_threads"]

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from mploader import messages
-from mploader.arena import Arena
-from mploader.blame import Blame
-from mploader.crew import Crew, Member
-from mploader.ledger import Ledger
-from mploader.process import WorkerProcess
-from mploader.schedule import Schedule
-from mploader.statistics import Counters
+from mploader.engine.ipc import messages
+from mploader.engine.ipc.arena import Arena
+from mploader.engine.scheduler.crash_policy import Blame
+from mploader.engine.scheduler.scheduler import Schedule
+from mploader.engine.supervisor.shared_state import Ledger
+from mploader.engine.supervisor.worker_process import WorkerProcess
+from mploader.engine.supervisor.worker_table import Crew, Member
+from mploader.monitoring.statistics import Counters
 
 SLOTS = 4
 BATCH_BYTES = 1000

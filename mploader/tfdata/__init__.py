@@ -11,15 +11,15 @@ from mploader.tfdata.generator import from_generator
 from mploader.tfdata.position import Position
 
 if TYPE_CHECKING:
-    from mploader.tfdata.monitor import StatisticsCallback, merge_profile
     from mploader.tfdata.resume import ResumeCallback
+    from mploader.tfdata.statistics_callback import StatisticsCallback, merge_profile
 
 __all__ = [
     "HostShard", "Position", "ResumeCallback", "StatisticsCallback", "as_dataset", "distribute", "from_generator",
     "merge_profile", "tensor_spec",
 ]  # fmt: skip
 
-_NEEDS_KERAS = {"ResumeCallback": "resume", "StatisticsCallback": "monitor", "merge_profile": "monitor"}
+_NEEDS_KERAS = {"ResumeCallback": "resume", "StatisticsCallback": "statistics_callback", "merge_profile": "statistics_callback"}
 
 
 def __getattr__(name: str) -> Any:

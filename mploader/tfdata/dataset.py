@@ -28,19 +28,19 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from mploader.batching.ragged import Ragged
+from mploader.batching.spec import ArraySpec, flatten, map_structure, pack_as
 from mploader.errors import ClosedError, LoaderError, WorkerError
-from mploader.loader import Loader
-from mploader.run import Elements, Run
-from mploader.shapes import Ragged
-from mploader.spec import ArraySpec, flatten, map_structure, pack_as
-from mploader.tfdata import ending
+from mploader.loader.epoch_iterator import Elements, Run
+from mploader.loader.loader import Loader
+from mploader.tfdata import exit_guard
 
 PREFETCH = 2
 """Batches that tf.data holds ready. The loader's own slots are the real buffer; this hides one hand-off."""
 
 MAX_STREAMS = 16
 
-ending.install()
+exit_guard.install()
 
 
 class _Handle:

@@ -16,7 +16,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from mploader.loader import Loader
+from mploader.loader.loader import Loader
 
 
 class HostShard(tuple[int, int]):

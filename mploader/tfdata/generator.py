@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mploader import resources
-from mploader.batch import BatchLayout, Codec, Fixed, Strings
-from mploader.checks import seconds, whole_number
+from mploader._util import resources
+from mploader._util.checks import seconds, whole_number
+from mploader.batching.ragged import Apart
+from mploader.batching.spec import STRING, ArraySpec, Pad, flatten, map_structure, pack_as
+from mploader.batching.writer import BatchLayout, Codec, Fixed, Strings
+from mploader.engine.worker.generators import SplitRagged, StreamJob, check_generator
 from mploader.errors import ArgumentError, ClosedError
-from mploader.generators import GeneratorPool, Pass
-from mploader.run import Elements
-from mploader.shapes import Apart
-from mploader.spec import STRING, ArraySpec, Pad, flatten, map_structure, pack_as
-from mploader.streams import SplitRagged, StreamJob, check_generator
+from mploader.loader.epoch_iterator import Elements
+from mploader.loader.generator_pool import GeneratorPool, Pass
 from mploader.tfdata.dataset import PREFETCH, Sticky, can_unbatch, tensor_spec
 
 BLOCK_BYTES = 2**20

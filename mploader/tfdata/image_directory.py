@@ -10,10 +10,10 @@ import numpy as np
 import tensorflow as tf
 
 from mploader import images
-from mploader.checks import whole_number
+from mploader._util.checks import whole_number
 from mploader.errors import ArgumentError, SourceError
-from mploader.keras_images import CHANNELS, KERNELS, KerasImage, LabelledFiles, list_files
-from mploader.loader import Loader
+from mploader.images.keras_compat import CHANNELS, KERNELS, KerasImage, LabelledFiles, list_files
+from mploader.loader.loader import Loader
 from mploader.sources.base import PackedStrings
 
 FORMATS = (".bmp", ".gif", ".jpeg", ".jpg", ".png")

@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from mploader.loader import Loader, check_loader
+from mploader.loader.loader import Loader, check_loader
 
 
 class Position(tf.train.experimental.PythonState):  # type: ignore[misc]

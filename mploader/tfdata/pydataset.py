@@ -7,8 +7,8 @@ from typing import Any
 import tensorflow as tf
 
 from mploader.errors import ArgumentError
-from mploader.loader import Loader
-from mploader.whole_batches import ChangingBatches, WholeBatches
+from mploader.loader.loader import Loader
+from mploader.sources.pydataset import ChangingBatches, WholeBatches
 
 
 def from_pydataset(

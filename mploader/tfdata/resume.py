@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from mploader.errors import ArgumentError
-from mploader.loader import Loader, check_loader
+from mploader.loader.loader import Loader, check_loader
 
 # Keras saves whatever in a model's attributes is of this class, which has no public name in every version.
 _Saveable: Any = next(base for base in keras.Layer.__mro__ if base.__name__ == "KerasSaveable")

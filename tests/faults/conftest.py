@@ -24,9 +24,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mploader import generators, loader
+from mploader.engine.worker.loop import STACKS_SIGNAL
+from mploader.loader import generator_pool, loader
 from mploader.testing import Census
-from mploader.worker import STACKS_SIGNAL
 
 HANG_S = 60.0
 SETTLE_S = 2.0
@@ -71,7 +71,7 @@ def census(
     left = before.settle(SETTLE_S)
     left += temporary_files(temporary, getattr(request.node, "funcargs", {}).get("tmp_path"))
     loader.close_all()
-    generators.close_all()
+    generator_pool.close_all()
     _record(request, left, took_s)
     assert not left, f"left behind: {left}"
 
@@ -79,7 +79,7 @@ def census(
 def dump_workers(token: str) -> None:
     """Makes the workers that have a token in their environment print their stacks."""
     for pid, command in Census.take(token).processes:
-        if "mploader.worker" in command:
+        if "mploader.engine.worker.loop" in command:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, STACKS_SIGNAL)
 

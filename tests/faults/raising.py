@@ -9,8 +9,8 @@ import os
 import time
 from typing import Any
 
-from mploader import worker
-from mploader.reports import is_environment
+from mploader.engine.ipc.sample_report import is_environment
+from mploader.engine.worker import loop
 
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "UnicodeDecodeError": ("utf-8", b"x", 0, 1, "no reason"),
@@ -116,7 +116,7 @@ class Impatient(RaiseOne):
         self._calls = 0
 
     def __call__(self, sample: int) -> int:
-        worker.RETRY_PAUSES_S = (0.0,) * len(worker.RETRY_PAUSES_S)
+        loop.RETRY_PAUSES_S = (0.0,) * len(loop.RETRY_PAUSES_S)
         if sample == self._sample:
             self._calls += 1
             raise self._error(f"call {self._calls}")

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from mploader import Loader, WorkerError, faultpoints, testing
+from mploader import Loader, WorkerError, testing
+from mploader._util import fault_points
 from mploader.sources import TFRecordShards
 from mploader.sources.tfrecord_write import TFRecordWriter
 from tests.conftest import is_in_time, kill_all, kill_one
@@ -145,5 +146,5 @@ def exit_loudly() -> None:
 
 
 def test_fault_points_do_nothing_without_the_variable(monkeypatch: pytest.MonkeyPatch, expected: list[str]) -> None:
-    monkeypatch.delenv(faultpoints.VARIABLE, raising=False)
+    monkeypatch.delenv(fault_points.VARIABLE, raising=False)
     assert streams(num_workers=2) == (expected, 0)

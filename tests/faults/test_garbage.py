@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mploader import messages
+from mploader.engine.ipc import messages
 from tests.conftest import REPOSITORY, kill_one
 from tests.faults.streams import element, make_loader, read
 
@@ -144,10 +144,10 @@ class ReportGarbage(SendGarbage):
                 os.close(os.open(self._flag, os.O_CREAT | os.O_EXCL))
             except FileExistsError:
                 return element(sample, rng)
-            import mploader.reports
+            import mploader.engine.ipc.sample_report
             from mploader.errors import SampleError
 
-            mploader.reports.encode = lambda reports, limit: self._parts[0]
+            mploader.engine.ipc.sample_report.encode = lambda reports, limit: self._parts[0]
             raise SampleError("bad")
         return element(sample, rng)
 

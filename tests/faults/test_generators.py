@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from mploader import StallError, testing
-from mploader.batch import BatchLayout, Fixed, Strings
-from mploader.generators import MIN_SLOT_BYTES, GeneratorPool, Pass
-from mploader.spec import STRING, ArraySpec
-from mploader.streams import StreamJob
+from mploader.batching.spec import STRING, ArraySpec
+from mploader.batching.writer import BatchLayout, Fixed, Strings
+from mploader.engine.worker.generators import StreamJob
+from mploader.loader.generator_pool import MIN_SLOT_BYTES, GeneratorPool, Pass
 from tests.faults import generating
 
 SHARDS = 4

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from mploader import Loader, StallError, losses, supervisor, testing
-from mploader.pool import Pool
+from mploader import Loader, StallError, testing
+from mploader.engine.supervisor import failure_handler, supervisor
+from mploader.engine.supervisor.pool import Pool
 from tests.faults import work
 
 OPTIONS: dict[str, Any] = {"batch_size": work.BATCH, "shuffle": True, "seed": 11}
@@ -30,7 +31,7 @@ def expected() -> str:
 def no_stacks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Looks more often for workers that hang, and does not wait until they have printed where."""
     monkeypatch.setattr(supervisor, "TICK_S", 0.05)
-    monkeypatch.setattr(losses, "STACKS_S", 0.05)
+    monkeypatch.setattr(failure_handler, "STACKS_S", 0.05)
 
 
 @pytest.mark.parametrize("point", ["mid decode", "slot half written", "result unsent"])
@@ -138,7 +139,7 @@ def test_workers_that_hang_before_they_can_print_stacks_are_an_error(
     interpreter = tmp_path / "python"
     interpreter.write_text("#!/bin/sh\necho the disk is gone >&2; exec sleep 1000\n")
     interpreter.chmod(0o755)
-    monkeypatch.setattr(losses, "START_TIMEOUT_S", 0.4)
+    monkeypatch.setattr(failure_handler, "START_TIMEOUT_S", 0.4)
     before = spawn.get_executable()
     spawn.set_executable(str(interpreter))
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mploader import ArgumentError, ClosedError, Loader
-from mploader.plan import Plan
+from mploader.sampling.plan import Plan
 from tests.conftest import kill_one
 from tests.faults import work
 
@@ -105,7 +105,7 @@ def test_close_from_another_thread_while_a_consumer_waits() -> None:
 
 
 def test_close_during_start_from_another_thread() -> None:
-    from mploader import loader as module
+    from mploader.loader import loader as module
 
     errors: list[BaseException] = []
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import mploader
-from mploader.plan import Plan
+from mploader.sampling.plan import Plan
 from tests.faults.streams import BATCHES, SAMPLES, Faulty, make_loader, plain, read
 
 

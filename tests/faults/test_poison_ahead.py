@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mploader import Loader
-from mploader.blame import Blame, InHand
+from mploader.engine.scheduler.crash_policy import Blame, InHand
 from tests.faults import raising
 
 

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 import mploader
-from mploader import blame, losses
-from mploader.arena import Arena
-from mploader.ledger import Ledger
+from mploader.engine.ipc.arena import Arena
+from mploader.engine.scheduler import crash_policy
+from mploader.engine.supervisor import failure_handler
+from mploader.engine.supervisor.shared_state import Ledger
 from mploader.testing import faults
 from tests.conftest import REPOSITORY, kill_all
 from tests.faults.streams import Faulty, make_loader, plain, read
@@ -60,7 +61,7 @@ def test_an_error_in_the_supervising_thread_reaches_the_consumer(monkeypatch: py
         def fail(*_: Any) -> None:
             raise RuntimeError("a fault of mploader itself")
 
-        monkeypatch.setattr(losses.Losses, "watch", fail)
+        monkeypatch.setattr(failure_handler.Losses, "watch", fail)
         with pytest.raises(mploader.WorkerError, match=r"(?s)please report this.*a fault of mploader itself"):
             read(run)
         with pytest.raises(mploader.WorkerError, match="please report this"):
@@ -127,8 +128,8 @@ def test_a_closed_loader_keeps_no_batch_that_was_made_ahead() -> None:
 
 
 def test_workers_that_are_killed_before_they_are_ready_end_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blame, "MAX_START_KILLS", 4)
-    monkeypatch.setattr(blame, "MAX_START_KILLS_S", 0.1)
+    monkeypatch.setattr(crash_policy, "MAX_START_KILLS", 4)
+    monkeypatch.setattr(crash_policy, "MAX_START_KILLS_S", 0.1)
     with faults("before hello:*:KILL:*"), pytest.raises(mploader.WorkerError, match=r"in a row .*SIGKILL"):
         make_loader()
 

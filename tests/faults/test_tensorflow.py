@@ -28,7 +28,7 @@ def test_64_kept_tensors_never_change_while_released_slots_are_overwritten(run_s
     done = run_script(
         HEAD
         + """
-from mploader.schedule import Schedule
+from mploader.engine.scheduler.scheduler import Schedule
 wiped = 0
 def release(self, slot, generation, release=Schedule.release):
     global wiped

@@ -10,7 +10,8 @@ from contextlib import suppress
 
 import pytest
 
-from mploader import Loader, StallError, losses, process, supervisor
+from mploader import Loader, StallError
+from mploader.engine.supervisor import failure_handler, supervisor, worker_process
 from mploader.testing import faults
 from tests.faults.streams import make_loader, plain, read
 
@@ -19,21 +20,21 @@ from tests.faults.streams import make_loader, plain, read
 def let_die(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
     """Makes workers immortal, until the function is called."""
     monkeypatch.setattr(supervisor, "TICK_S", 0.05)
-    monkeypatch.setattr(losses, "STACKS_S", 0.05)
-    monkeypatch.setattr(losses, "UNKILLABLE_S", 0.3)
-    kill, spared = process.WorkerProcess.kill, set[int]()
+    monkeypatch.setattr(failure_handler, "STACKS_S", 0.05)
+    monkeypatch.setattr(failure_handler, "UNKILLABLE_S", 0.3)
+    kill, spared = worker_process.WorkerProcess.kill, set[int]()
 
-    def ignored(self: process.WorkerProcess) -> None:
+    def ignored(self: worker_process.WorkerProcess) -> None:
         self.killed_s = self.killed_s or time.monotonic()
         spared.add(self.pid)
 
     def let_die() -> None:
-        monkeypatch.setattr(process.WorkerProcess, "kill", kill)
+        monkeypatch.setattr(worker_process.WorkerProcess, "kill", kill)
         while spared:
             with suppress(OSError):
                 os.kill(spared.pop(), signal.SIGKILL)
 
-    monkeypatch.setattr(process.WorkerProcess, "kill", ignored)
+    monkeypatch.setattr(worker_process.WorkerProcess, "kill", ignored)
     yield let_die
     pids = sorted(spared)
     let_die()

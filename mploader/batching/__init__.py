@@ -1,0 +1,1 @@
+"""Elements into one batch in given memory, and back: no processes, no shared memory."""

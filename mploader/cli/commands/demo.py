@@ -1,0 +1,204 @@
+"""``mploader demo``: trains a small classifier from the loader, and then the plain way, and shows what each cost."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from mploader.cli.arguments import add_number
+
+if TYPE_CHECKING:
+    from mploader.cli.demo_training import EpochReport
+    from mploader.engine.ipc.sample_report import BadSample
+    from mploader.sources import Source
+
+EPOCHS = 2
+
+
+def add_parser(subparsers: Any) -> None:
+    """Describes the command line."""
+    parser = subparsers.add_parser(
+        "demo",
+        help="train a small classifier and show what feeding it cost",
+        description="Trains a small Keras classifier for two epochs from a loader's as_dataset(), then for one more "
+        "from tf.data.Dataset.from_generator in a single process, and compares. Leaves nothing behind.",
+    )
+    parser.add_argument("--data", metavar="PATH", help="image folder, TFRecord or tar shards; none: data are made")
+    add_number(parser, "--samples", 2000, "pictures to make, or at most to use in an epoch")
+    add_number(parser, "--size", 160, "height and width to train on", metavar="PIXELS")
+    add_number(parser, "--batch-size", 32, "pictures in a batch")
+    add_number(parser, "--workers", None, "worker processes; none: one for each CPU")
+    add_number(parser, "--seed", 0, "of data, order and crops", low=0)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Makes or opens the data, trains, and prints the table."""
+    from mploader.cli.console import console
+    from mploader.cli.demo_samples import count_classes
+    from mploader.sources import open_source
+
+    with temporary_folder() as folder:
+        path = args.data
+        if path is None:
+            path = os.path.join(folder, "pictures")
+            _make_pictures(path, args.samples, args.seed)
+        source = open_source(path, save_index=False)
+        classes = count_classes(source)
+        console.print(f"data: {source!r}", soft_wrap=True, markup=False)
+        reports, bad = _train(args, source, classes, keras_home=os.path.join(folder, "keras"))
+    _print_results(reports, classes, bad)
+    return 0
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[str]:
+    """A folder that is removed at the end, to the last file: signals that come meanwhile are handled afterwards."""
+    folder = tempfile.TemporaryDirectory(prefix="mploader-demo-")
+    try:
+        yield folder.name
+    finally:
+        with _signals_held_back():
+            folder.cleanup()
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals interrupt the main thread alone
+        return
+    came: list[int] = []
+    handlers = {
+        one: signal.signal(one, lambda number, _: came.append(number))
+        for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for one, handler in handlers.items():
+            signal.signal(one, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
+def _make_pictures(folder: str, count: int, seed: int) -> None:
+    from mploader.cli.console import progress_bar
+    from mploader.cli.synthetic_data import synthesize
+
+    with progress_bar("making pictures", count) as advance:
+        synthesize(folder, count=count, classes=min(10, count), seed=seed, progress=lambda done, _: advance(done))
+
+
+def _train(
+    args: argparse.Namespace, source: Source, classes: int, keras_home: str
+) -> tuple[list[EpochReport], list[BadSample]]:
+    """Trains for two epochs from the loader and for one the plain way; returns the three reports and what was bad."""
+    from mploader.cli.console import console, progress_bar
+    from mploader.cli.demo_samples import Augment
+    from mploader.loader.loader import Loader
+    from mploader.sampling.plan import Plan
+
+    batch_size = min(args.batch_size, args.samples, len(source))
+    steps = min(args.samples, len(source)) // batch_size
+    augment = Augment(args.size, classes)
+    plan = Plan(len(source), batch_size, args.seed, shuffle=True, drop_remainder=True)
+
+    def train(name: str, dataset: Any, loader: Loader | None = None) -> EpochReport:
+        with progress_bar(name, steps) as advance:
+            report: EpochReport = training.train_epoch(model, dataset, steps, advance, loader)
+        pictures = "1 picture" if report.images == 1 else f"{report.images:,} pictures"
+        console.print(f"{name}: {pictures} in {report.seconds:.1f} s", soft_wrap=True)
+        return report
+
+    # Before TensorFlow, which takes seconds to import: data that cannot be read is told of at once.
+    with console.status("starting workers"):
+        opened = Loader(
+            source,
+            augment,
+            batch_size=batch_size,
+            shuffle=True,
+            seed=args.seed,
+            drop_remainder=True,
+            num_workers=args.workers,
+            on_bad_sample="replace",
+        )
+    with opened as loader:
+        with console.status("starting TensorFlow"), _stderr_kept_back():
+            training = _import_training(keras_home)
+            model = training.classifier(args.size, classes, batch_size)
+        dataset = loader.as_dataset().take(steps)
+        reports = [train(f"epoch {epoch + 1}", dataset, loader) for epoch in range(EPOCHS)]
+        bad = loader.bad_samples()
+    # The same samples in the same order as in the epoch before, so the pictures cost the same to read.
+    plain = training.plain_dataset(source, plan, EPOCHS - 1, steps, augment)
+    reports.append(train("plain from_generator, one process", plain))
+    return reports, bad
+
+
+def _import_training(keras_home: str) -> ModuleType:
+    """Imports TensorFlow and Keras with few messages, and without a configuration file in the user's home."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    os.environ["KERAS_HOME"] = keras_home
+    return importlib.import_module("mploader.cli.demo_training")
+
+
+@contextlib.contextmanager
+def _stderr_kept_back() -> Iterator[None]:
+    """Shows what libraries print to the standard error only if they fail: C++ code asks no one before it logs."""
+    with tempfile.TemporaryFile() as kept:
+        stderr = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except Exception:
+            kept.seek(0)
+            os.write(stderr, kept.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def _print_results(reports: list[EpochReport], classes: int, bad: list[BadSample]) -> None:
+    from rich.table import Table
+
+    from mploader.cli.console import console
+
+    table = Table()
+    for name in ("what an epoch cost", *(f"epoch {number + 1}" for number in range(EPOCHS)), "plain"):
+        table.add_column(name, justify="right" if table.columns else "left")
+    for row in _rows(reports, classes):
+        table.add_row(*row)
+    console.print()
+    console.print(table)
+    different = {sample.index: sample for sample in bad}  # each is bad in every epoch
+    for sample in list(different.values())[:10]:
+        console.print(f"replaced: {sample.where}: {sample.error}", soft_wrap=True, markup=False)
+    if bad:
+        count = "1 sample" if len(different) == 1 else f"{len(different)} samples"
+        console.print(f"{count} could not be read; others took their places")
+    if reports[-1].images:
+        factor = reports[-2].images_per_s / reports[-1].images_per_s
+        console.print(f"Epoch {EPOCHS} ran {factor:.1f} times as fast as the same pictures through the plain pipeline.")
+
+
+def _rows(reports: list[EpochReport], classes: int) -> Iterator[list[str]]:
+    """The rows of the table: a title, then one cell for each epoch."""
+    yield ["images/s", *(f"{report.images_per_s:,.0f}" for report in reports)]
+    yield ["training waited for data", *(f"{report.waited_s / report.seconds:.0%}" for report in reports)]
+    yield ["CPU of the trainer, cores", *(f"{report.trainer_cpu_s / report.seconds:.2f}" for report in reports)]
+    uses = [(report.use, report.seconds) for report in reports]
+    yield ["CPU of the workers, cores", *(f"{use.workers_cpu_s / s:.2f}" if use else "-" for use, s in uses)]
+    yield ["slots lent, at most", *(f"{use.most_lent} of {use.slots}" if use else "-" for use, _ in uses)]
+    yield ["batches copied", *(f"{use.batches_copied} of {use.batches}" if use else "-" for use, _ in uses)]
+    yield ["workers restarted", *(str(use.restarts) if use else "-" for use, _ in uses)]
+    yield [f"accuracy (chance: {1 / classes:.1%})", *(f"{report.accuracy:.0%}" for report in reports)]

@@ -1,0 +1,75 @@
+"""``mploader verify PATH``: reads and decodes everything and lists what is bad."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+from mploader.cli.arguments import add_number
+
+if TYPE_CHECKING:
+    from mploader.cli.verification import VerifyReport
+
+
+def add_parser(subparsers: Any) -> None:
+    """Describes the command line."""
+    parser = subparsers.add_parser(
+        "verify",
+        help="read and decode everything, and list what is bad",
+        description="Reads every sample, decodes the pictures in it, and lists what is bad with its file and byte. "
+        "Exit status 0 if nothing is, 1 otherwise.",
+    )
+    help = "an image folder, a folder of shards, a shard or a glob"
+    parser.add_argument("path", nargs="+", metavar="PATH", help=help)
+    parser.add_argument("--transform", metavar="MODULE:FUNCTION", help="(sample) -> anything; raises on a bad sample")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    add_number(parser, "--workers", None, "worker processes; none: one for each CPU")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Checks the data and prints what is bad."""
+    from mploader.cli.console import console, progress_bar
+    from mploader.cli.objects import load
+    from mploader.cli.verification import VerifyReport, open_all, verify
+
+    check = load(args.transform) if args.transform else None
+    with console.status("reading shards"):
+        sources, refused = open_all(args.path)
+    with progress_bar("verifying", sum(map(len, sources))) as advance:
+        found = verify(
+            sources,
+            check=check,
+            num_workers=args.workers,
+            progress=lambda done, bad: advance(done, f"{bad + len(refused):,} bad"),
+        )
+    report = VerifyReport(found.samples, (*refused, *found.findings), found.seconds)
+    if args.json:
+        print(json.dumps(_facts(report), indent=2))
+    else:
+        for line in _lines(report):
+            console.print(line, soft_wrap=True, markup=False)
+    return 0 if report.is_good else 1
+
+
+def _facts(report: VerifyReport) -> dict[str, Any]:
+    return {
+        "samples": report.samples,
+        "bad": len(report.findings),
+        "seconds": round(report.seconds, 3),
+        "kinds": report.kinds(),
+        "findings": [dataclasses.asdict(finding) for finding in report.findings],
+    }
+
+
+def _lines(report: VerifyReport) -> list[str]:
+    from mploader.cli.verification import one_line
+
+    rate = report.samples / max(report.seconds, 1e-9)
+    checked = f"{report.samples:,} samples in {report.seconds:,.1f} s ({rate:,.0f}/s)"
+    if report.is_good:
+        return [f"{checked}: nothing is bad"]
+    counts = [f"{count:>7,}  {one_line(kind)}" for kind, count in report.kinds().items()]
+    return [*map(str, report.findings), "", f"{checked}: {len(report.findings):,} bad", *counts]

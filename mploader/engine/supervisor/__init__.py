@@ -1,0 +1,1 @@
+"""What runs in the trainer: it starts, feeds, watches and ends the workers."""

@@ -1,0 +1,1 @@
+"""The loader that users hold, and what stands behind it."""

@@ -1,0 +1,1 @@
+"""Statistics, the diagnosis of a bottleneck, and the trace."""

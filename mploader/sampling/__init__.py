@@ -1,0 +1,1 @@
+"""Which samples make up batch N of epoch E: pure arithmetic."""

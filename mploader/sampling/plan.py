@@ -1,0 +1,265 @@
+"""Which samples make up which batch: a pure function of (seed, epoch, position), without state or I/O.
+
+Words::
+
+    epoch     0, 1, 2, ...: one pass over all samples
+    order     what stands at each position of an epoch: the sample indices, shuffled or not
+    batch     ``batch_size`` samples of this host, numbered by its position in the epoch: 0 .. num_batches - 1
+    global    ``batch_size * count`` consecutive positions of the order; each of ``count`` hosts takes its
+    batch     contiguous share, in the order of the hosts
+
+Since the order knows nothing of hosts, workers or batches, the samples of a global batch are the same for
+every number of hosts that divides it, and a run saved on four hosts resumes on two.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from numpy.random import PCG64, Generator
+from numpy.random.bit_generator import ISeedSequence
+
+from mploader.errors import ArgumentError
+from mploader.sampling import permutation
+from mploader.sampling.samplers import Indices, Order, Sequential, Shuffled
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Position to sample indices, for one host. Picklable in a few hundred bytes; safe from any thread.
+
+    Attributes:
+        num_samples: samples of the source, from 0 to 2^62.
+        batch_size: samples in a batch of this host, at least 1.
+        seed: any integer >= 0. Chooses the order of each epoch and the replacements of bad samples.
+        shuffle: False: the order of the source. True: another permutation of all samples in each epoch.
+        drop_remainder: leave out the last global batch of an epoch where it is not full.
+        shard: (index, count): this host's share of every global batch of ``batch_size * count`` samples.
+        own_order: what stands at each position of an epoch. None: what ``shuffle`` says.
+
+    Raises:
+        ArgumentError: a field is of the wrong type or out of range.
+    """
+
+    num_samples: int
+    batch_size: int
+    seed: int = 0
+    shuffle: bool = False
+    drop_remainder: bool = False
+    shard: tuple[int, int] = (0, 1)
+    own_order: Order | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("num_samples", 0, permutation.MAX_SIZE),
+            ("batch_size", 1, permutation.MAX_SIZE),
+            ("seed", 0, None),
+        ):
+            # Stored as a plain int: a NumPy integer would overflow in the products below.
+            object.__setattr__(self, name, _integer(name, getattr(self, name), low, high))
+        for name in ("shuffle", "drop_remainder"):
+            if not isinstance(getattr(self, name), (bool, np.bool_)):
+                raise ArgumentError(f"{name}={getattr(self, name)!r}: wanted is True or False")
+        object.__setattr__(self, "shard", _shard(self.shard))
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples in a full batch of all hosts together."""
+        return self.batch_size * self.shard[1]
+
+    @property
+    def longest_batch(self) -> int:
+        """Samples that a batch of this host may have: fewer than ``batch_size`` where the source has fewer."""
+        return max(1, min(self.batch_size, -(-self.num_samples // self.shard[1])))
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in an epoch: the same number on every host."""
+        full, rest = divmod(self.num_samples, self.global_batch_size)
+        return full + (1 if rest and not self.drop_remainder else 0)
+
+    @property
+    def order(self) -> Order:
+        """What stands at each position of an epoch."""
+        if self.own_order is not None:
+            return self.own_order
+        return Shuffled(self.num_samples, self.seed) if self.shuffle else Sequential(self.num_samples, self.seed)
+
+    def batch(self, epoch: int, position: int) -> Indices:
+        """Works out the samples of one batch of this host.
+
+        The last global batch of an epoch may be partial: it is divided over the hosts as evenly as it goes,
+        in order. Shares differ by at most one sample, and a host's share is **empty** where there are fewer
+        samples than hosts. Every host still makes the batch, so that no host waits for one that never comes.
+
+        Args:
+            epoch: from 0.
+            position: number of the batch in the epoch, in [0, num_batches).
+
+        Returns:
+            int64 array (samples of this host,) of sample indices.
+
+        Raises:
+            ArgumentError: ``epoch`` is negative.
+            IndexError: there is no such batch.
+        """
+        if epoch < 0:
+            raise ArgumentError(f"epoch {epoch}: epochs count from 0")
+        start, stop = self._share(position)
+        positions = np.arange(start, stop, dtype=np.int64)
+        return self.order.indices(epoch, positions) if positions.size else positions
+
+    def batches(self, epoch: int, start: int, stop: int) -> Indices:
+        """Works out the samples of several consecutive batches of this host at once.
+
+        Args:
+            epoch: from 0.
+            start: the first batch.
+            stop: the batch behind the last one, at most ``num_batches``.
+
+        Returns:
+            int64 array (samples of all these batches,) of sample indices: the batches one after the other.
+        """
+        full = min(stop, self.num_samples // self.global_batch_size)
+        firsts = np.arange(start, full, dtype=np.int64) * self.global_batch_size + self.batch_size * self.shard[0]
+        positions = (firsts[:, np.newaxis] + np.arange(self.batch_size, dtype=np.int64)).ravel()
+        if stop > full:
+            positions = np.concatenate([positions, np.arange(*self._share(full), dtype=np.int64)])
+        return self.order.indices(epoch, positions) if positions.size else positions
+
+    @property
+    def num_host_samples(self) -> int:
+        """Samples in an epoch of this host."""
+        full = self.num_samples // self.global_batch_size
+        start, stop = self._share(full) if self.num_batches > full else (0, 0)
+        return full * self.batch_size + stop - start
+
+    def batch_size_with(self, index: int) -> int:
+        """Samples that a batch of this host with the sample ``index`` in it may have."""
+        return self.longest_batch
+
+    def progress(self, batch: int) -> int:
+        """What a saved position holds: samples of the epoch that all hosts have consumed with ``batch`` batches."""
+        return min(batch * self.global_batch_size, self.num_samples)
+
+    def batch_at(self, progress: int) -> tuple[int, int]:
+        """The inverse of :meth:`progress`: the next batch, and how many of its samples were consumed elsewhere."""
+        return divmod(progress, self.global_batch_size)
+
+    def replacement(self, epoch: int, index: int, attempt: int) -> int:
+        """Names the sample that stands in for a bad one: a function of (seed, epoch, index, attempt).
+
+        Successive attempts walk through a random permutation of all other samples, so no attempt repeats one
+        before the others are used up. In a mix the other samples are those of the same source.
+
+        Args:
+            epoch: from 0.
+            index: the bad sample, as :meth:`batch` gave it.
+            attempt: 1 for the first replacement, 2 for the one after it was bad too, ...
+
+        Returns:
+            A sample index other than ``index``; ``index`` itself where the source has a single sample.
+
+        Raises:
+            IndexError: ``index`` is out of range.
+            ArgumentError: ``epoch`` or ``attempt`` is out of range.
+        """
+        if epoch < 0 or attempt < 1:
+            raise ArgumentError(f"epoch {epoch}, attempt {attempt}: epochs count from 0, attempts from 1")
+        return self.order.replacement(epoch, index, attempt)
+
+    def fingerprint(self) -> dict[str, int | str | bool]:
+        """Facts that a saved position depends on, for JSON: equal facts mean equal global batches.
+
+        The split over hosts is left out on purpose: it does not change the global batches.
+        """
+        return {
+            "num_samples": self.num_samples,
+            "global_batch_size": self.global_batch_size,
+            "seed": self.seed,
+            "order": self.order.name,
+            "drop_remainder": bool(self.drop_remainder),
+        }
+
+    def _share(self, position: int) -> tuple[int, int]:
+        """Start and stop of this host's part of a global batch, in positions of the order."""
+        if not 0 <= position < self.num_batches:
+            raise IndexError(f"batch {position} of an epoch of {self.num_batches} batches")
+        index, count = self.shard
+        start = position * self.global_batch_size
+        length = min(self.global_batch_size, self.num_samples - start)
+        return start + length * index // count, start + length * (index + 1) // count
+
+
+class SampleRandom:
+    """Random generators for transforms: one stream for each (seed, epoch, sample index).
+
+    A transform so draws the same numbers for a sample in every run, on any worker and after any fault, and
+    streams of different samples, epochs or seeds are independent: a 256-bit hash of the key is the initial
+    state and increment of a PCG64 (O'Neill, "PCG", 2014). Seeding that way skips NumPy's ``SeedSequence`` and
+    takes 3 us instead of 12, so each call can give a new Generator, which the user may keep.
+
+    Args:
+        seed: any integer >= 0; the loader's.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = _integer("seed", seed, 0, None)
+
+    def __call__(self, epoch: int, index: int, attempt: int = 0) -> Generator:
+        """Gives the generator of one sample.
+
+        Args:
+            epoch: from 0.
+            index: the sample, from 0.
+            attempt: for users that need several streams for one sample; a sample that is read again after a
+                fault must get the same stream, so the loader always leaves it at 0.
+
+        Returns:
+            A new ``numpy.random.Generator``. Its ``spawn`` is not available.
+        """
+        state = _State(permutation.digest("sample", self._seed, epoch, index, attempt))
+        # NumPy documents and checks for ISeedSequence; its type hints name only the concrete class.
+        return Generator(PCG64(state))  # type: ignore[arg-type]
+
+
+class _State(ISeedSequence):
+    """Hands 32 ready random bytes to PCG64, in the place of a SeedSequence that would hash a seed again."""
+
+    __slots__ = ("_state",)
+
+    def __init__(self, state: bytes) -> None:
+        self._state = state
+
+    def generate_state(
+        self, n_words: int, dtype: npt.DTypeLike = np.uint32
+    ) -> npt.NDArray[np.uint32 | np.uint64]:
+        """Called once by PCG64, for four uint64 words."""
+        return np.frombuffer(self._state, dtype=dtype, count=n_words)
+
+
+def _integer(name: str, value: object, low: int, high: int | None) -> int:
+    """Checks a whole number in [low, high], NumPy integers included; True and 1.0 are taken as mistakes."""
+    wanted = f"wanted is an integer of at least {low}" + (f" and at most {high}" if high is not None else "")
+    try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError("a truth value")
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ArgumentError(f"{name}={value!r}, a {type(value).__name__}: {wanted}") from None
+    if number < low or (high is not None and number > high):
+        raise ArgumentError(f"{name}={number}: {wanted}")
+    return number
+
+
+def _shard(shard: object) -> tuple[int, int]:
+    if not isinstance(shard, (tuple, list)) or len(shard) != 2:
+        raise ArgumentError(f"shard={shard!r}: wanted is (index, count), as (0, 4) for the first of four")
+    try:
+        count = _integer("count", shard[1], 1, None)
+        return _integer("index", shard[0], 0, count - 1), count
+    except ArgumentError as error:
+        raise ArgumentError(f"shard={shard!r}, (index, count) of hosts: {error}") from None

@@ -1,0 +1,83 @@
+"""What crosses from a worker when something is wrong: bounded text, whatever the exception is."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+
+import pytest
+
+from mploader.engine.ipc import sample_report
+from mploader.engine.ipc.arena import TEXT_BYTES
+from mploader.errors import ResourceError, SampleError, SpecError
+
+
+class UnprintableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+
+def raised(error: BaseException) -> BaseException:
+    try:
+        raise error
+    except BaseException as caught:
+        return caught
+
+
+@pytest.mark.parametrize("error", [ValueError("x" * 10**7), UnprintableError(), KeyError("\ud800 \0 ä"), Exception()])
+def test_any_exception_becomes_a_small_report(error: Exception) -> None:
+    report = sample_report.report_exception(3, "file", raised(error))
+    data = sample_report.encode([report], TEXT_BYTES)
+    assert len(data) <= TEXT_BYTES
+    (found,) = sample_report.decode(data)
+    assert (found.index, found.where, found.kind) == (3, "file", type(error).__name__)
+    assert isinstance(found.to_error("worker 1"), SampleError)
+
+
+def test_causes_are_told() -> None:
+    try:
+        try:
+            raise OSError("first")
+        except OSError as error:
+            raise ValueError("second") from error
+    except ValueError as error:
+        text = sample_report.traceback_of(error)
+    assert text.index("OSError: first") < text.index("led to") < text.index("ValueError: second")
+
+
+@pytest.mark.parametrize("count", [1, 10, 64, 5000])
+def test_many_reports_lose_their_tracebacks_and_nothing_else(count: int) -> None:
+    report = sample_report.report_exception(0, "w" * 5000, raised(ValueError("e" * 5000)))
+    rows = [dataclasses.replace(report, index=index) for index in range(count)]
+    data = sample_report.encode(rows, TEXT_BYTES)
+    assert len(data) <= max(TEXT_BYTES, 4_300 * count)
+    found = sample_report.decode(data)
+    assert [row.index for row in found] == list(range(count))
+    assert {(row.where, row.kind, row.error) for row in found} == {(report.where, report.kind, report.error)}
+
+
+def test_one_report_always_fits() -> None:
+    widest = "\N{GRINNING FACE}" * 20_000
+    kind = type(widest[:1], (ValueError,), {})
+    kind.__name__ = "K" * 20_000
+    report = sample_report.report_exception(2**62, widest, raised(kind(widest)))
+    worst = dataclasses.replace(report, kind=widest[: len(report.kind)], traceback=widest[:12_000])
+    assert len(sample_report.encode([worst], TEXT_BYTES)) <= TEXT_BYTES
+
+
+def test_the_machine_is_told_from_the_data() -> None:
+    for error in (
+        OSError(errno.EIO, "x"),
+        OSError(errno.ENOSPC, "x"),
+        MemoryError(),
+        TimeoutError(),
+        OSError(errno.EMFILE, "x"),
+        OSError(errno.EHOSTDOWN, "x"),
+        OSError(errno.ENODEV, "x"),
+        OSError(errno.ENXIO, "x"),
+    ):
+        assert sample_report.is_environment(error)
+        assert isinstance(sample_report.report_exception(0, "", error).to_error("w"), ResourceError)
+    for error in (FileNotFoundError(errno.ENOENT, "x"), OSError("no image"), ValueError(), StopIteration()):
+        assert not sample_report.is_environment(error)
+    assert isinstance(sample_report.report_exception(0, "", SpecError("x")).to_error("w"), SpecError)

@@ -1,0 +1,266 @@
+"""What a loader says of its work: sums that must agree with what the consumer has seen."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import mploader
+from mploader import ArgumentError, Loader
+from mploader.engine.scheduler.states import SlotState
+from mploader.monitoring.statistics import Counters, Handover
+from tests.conftest import kill_one
+
+pytestmark = pytest.mark.usefixtures("workers_in_threads")
+
+
+class Texts:
+    """A source of texts of 100 bytes."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> bytes:
+        return bytes([index]) * 100
+
+
+def slow_picture(sample: bytes) -> np.ndarray:
+    time.sleep(0.002)
+    return np.full((8, 8), sample[0], np.uint8)
+
+
+def faulty_picture(sample: bytes) -> np.ndarray:
+    if sample[0] % 10 == 3:
+        raise ValueError("a bad sample")
+    return slow_picture(sample)
+
+
+@pytest.mark.processes
+def test_stages_and_consumer_add_up_to_what_was_delivered() -> None:
+    with Loader(Texts(), slow_picture, batch_size=4, num_workers=2, drop_remainder=True) as loader:
+        for _ in loader:
+            time.sleep(0.001)
+        statistics = loader.statistics()
+    assert (statistics.batches, statistics.samples) == (10, 40)
+    assert statistics.bytes >= 40 * 64
+    # Workers run ahead into the next epoch, so they may have done more than was delivered, but never less.
+    workers = statistics.workers
+    assert sum(worker.batches for worker in workers) >= 10
+    for worker in workers:
+        assert worker.samples == 4 * worker.batches
+        assert worker.read.samples == worker.transform.samples == worker.write.samples == worker.samples
+        assert worker.read.bytes == 100 * worker.samples
+        assert worker.write.bytes >= 64 * worker.samples
+        assert worker.transform.seconds >= 0.002 * worker.samples
+        assert worker.busy_s >= worker.read_s + worker.transform_s + worker.write_s
+        assert worker.busy_s >= worker.cpu_s + worker.queued_s - 0.1  # different clocks
+    assert statistics.computing_s >= 9 * 0.001
+    assert statistics.waited_s >= statistics.started_s > 0
+    assert statistics.seconds >= statistics.waited_s + statistics.computing_s
+    assert statistics.slots == statistics.slots_wanted == (
+        statistics.slots_lent + statistics.slots_ready + statistics.slots_leased + statistics.slots_free
+    )
+
+
+def test_bad_samples_are_read_but_not_written() -> None:
+    with Loader(Texts(), faulty_picture, batch_size=10, num_workers=1, on_bad_sample="drop") as loader:
+        assert [len(batch) for batch in loader] == [9, 9, 9, 9]
+        statistics = loader.statistics()
+    worker = statistics.workers[0]
+    assert (statistics.samples, statistics.bad_samples) == (36, 4)
+    assert worker.samples_read * 9 == worker.samples * 10
+
+
+@pytest.mark.processes
+def test_a_lost_worker_is_counted_where_it_was() -> None:
+    with Loader(Texts(), slow_picture, batch_size=2, num_workers=2) as loader:
+        run = iter(loader)
+        next(run)
+        kill_one(loader, 0)
+        assert sum(1 for _ in run) == 19
+        for _ in loader:  # gives the replacement time to be started, whenever the kernel tells of the death
+            if loader.statistics().restarts:
+                break
+        assert loader.statistics().restarts == 1
+
+
+def test_the_difference_of_two_snapshots_is_what_happened_between_them() -> None:
+    with Loader(Texts(), slow_picture, batch_size=4, num_workers=1) as loader:
+        sum(1 for _ in loader)
+        before = loader.statistics()
+        for _ in zip(range(5), loader, strict=False):
+            pass
+        between = loader.statistics().since(before)
+    assert (between.batches, between.samples) == (5, 20)
+    assert between.slots == before.slots
+    assert between.workers[0].batches <= 5 + before.slots
+    assert 0 < between.seconds < before.seconds + 60
+
+
+def test_arrays_that_are_kept_show_as_lent_slots_and_copies() -> None:
+    with Loader(Texts(), slow_picture, batch_size=1, num_workers=1) as loader:
+        kept = list(loader)
+        statistics = loader.statistics()
+        assert statistics.slots_lent + statistics.batches_copied == len(kept) == 40
+        assert statistics.batches_copied > 0
+        assert statistics.lent_slot_s > 0
+        del kept
+        assert loader.statistics().slots_lent == 0
+
+
+def test_a_snapshot_is_frozen_and_shows_itself() -> None:
+    with Loader(Texts(), slow_picture, batch_size=4, num_workers=2) as loader:
+        sum(1 for _ in loader)
+        statistics = loader.statistics()
+        page = loader._repr_html_()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        statistics.batches = 0  # type: ignore[misc]
+    text = str(statistics)
+    assert "10 batches, 40 samples" in text
+    assert len(text.splitlines()) == 4 + 1 + 2  # the loader, the head of the table, two workers
+    assert page.count("<tr>") == 3
+    assert "&lt;Loader: 40 samples" in page
+    assert isinstance(statistics.workers[0].read, mploader.Stage)
+
+
+FULL = {SlotState.READY: 2, SlotState.LENT: 1, SlotState.FREE: 0}
+MS = 1_000_000
+
+
+class Consumer:
+    """One of the consumers of some counters, at times in milliseconds since the counters were made."""
+
+    def __init__(self, counters: Counters) -> None:
+        self.counters = counters
+        self.left_ns = 0
+
+    def at(self, time_ms: int) -> int:
+        return self.counters._made_ns + time_ms * MS
+
+    def ask(self, time_ms: int) -> None:
+        self.counters.asked(self.at(time_ms), self.left_ns)
+
+    def get(self, asked_ms: int, got_ms: int, copied_ms: int = 0) -> None:
+        now = self.at(got_ms)
+        times = self.left_ns, self.at(asked_ms), now - copied_ms * MS, now
+        self.counters.delivered(Handover(0, 0, 1, 1, 0, copied_ms > 0, *times), FULL)
+        self.counters.stop_waiting()
+        self.left_ns = now
+
+    def take(self, asked_ms: int, got_ms: int, copied_ms: int = 0) -> None:
+        self.ask(asked_ms)
+        self.get(asked_ms, got_ms, copied_ms)
+
+    def end(self, time_ms: int) -> None:
+        self.counters.ended(self.at(time_ms), self.left_ns)
+        self.left_ns = 0
+
+
+def in_ms(counters: Counters) -> dict[str, int]:
+    """What the time went to."""
+    seen = counters.snapshot(FULL)
+    names = "waited_s", "computing_s", "copied_s", "started_s", "active_s", "full_s", "lent_slot_s"
+    return {name[:-2]: round(getattr(seen, name) * 1000) for name in names}
+
+
+def test_the_step_on_the_last_batch_of_a_run_is_computing() -> None:
+    counters = Counters(1)
+    consumer = Consumer(counters)
+    for start in range(0, 500, 100):  # epochs of one batch: 1 ms of waiting, 50 ms of training, then a pause
+        consumer.take(start, start + 1)
+        consumer.end(start + 51)
+    assert in_ms(counters) == {
+        "waited": 5, "computing": 250, "copied": 0, "started": 1, "active": 254, "full": 254, "lent_slot": 254
+    }  # fmt: skip
+
+
+def test_a_pause_counts_for_nothing() -> None:
+    counters = Counters(1)
+    consumer = Consumer(counters)
+    consumer.take(0, 10)
+    consumer.take(30, 35, copied_ms=2)
+    consumer.end(40)
+    consumer.end(900)  # asked once more
+    consumer.take(1000, 1001)
+    Consumer(counters).take(2000, 2001)  # of the run before nothing more is heard
+    assert in_ms(counters) == {
+        "waited": 15, "computing": 25, "copied": 2, "started": 10, "active": 32, "full": 32, "lent_slot": 32
+    }  # fmt: skip
+
+
+def test_two_runs_read_in_turn_count_as_one_consumer() -> None:
+    counters = Counters(1)
+    one, other = Consumer(counters), Consumer(counters)
+    for start in range(0, 100, 10):  # each waits 3 ms, and a step of 4 ms has both batches
+        one.take(start, start + 3)
+        other.take(start + 3, start + 6)
+    one.end(100)
+    assert in_ms(counters)["waited"] == 60
+    assert in_ms(counters)["computing"] == 40
+    assert in_ms(counters)["active"] == 97
+
+
+def test_two_threads_that_wait_at_the_same_time_wait_once() -> None:
+    counters = Counters(1)
+    one, other = Consumer(counters), Consumer(counters)
+    one.take(0, 10)
+    one.ask(30)
+    thread = threading.Thread(target=lambda: (other.take(40, 50), other.ask(60)))
+    thread.start()
+    thread.join()
+    one.get(30, 70)  # the other still waits, here and at the end
+    one.ask(80)
+    assert in_ms(counters)["waited"] == 10 + 50
+    assert in_ms(counters)["computing"] == 20
+
+
+class Over:
+    """A listener that wants to see no more."""
+
+    is_over = True
+
+
+def test_who_wants_to_see_no_more_is_told_nothing() -> None:
+    counters = Counters(1)
+    counters.listen(Over())  # type: ignore[arg-type]
+    Consumer(counters).take(0, 10)
+    counters.restarted(0)
+    assert counters._listener is None
+
+
+@pytest.mark.parametrize("batch_size", [40, None])
+def test_epochs_of_one_batch_show_what_training_takes(batch_size: int | None) -> None:
+    with Loader(Texts(), slow_picture, batch_size=batch_size, num_workers=1) as loader:
+        for _ in range(5):
+            for _ in loader:
+                time.sleep(0.02 if batch_size else 0.0005)
+        statistics = loader.statistics()
+    assert statistics.computing_s >= 5 * 0.02
+
+
+def test_an_interrupt_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Loader(Texts(), slow_picture, batch_size=4, num_workers=1) as loader:
+        batches = iter(loader)
+        next(batches)
+        with monkeypatch.context() as patch:
+            patch.setattr(loader._pool._ledger, "take", lambda heads: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                next(batches)
+        assert not loader._pool._counters._time._waiting
+        assert sum(1 for _ in batches) == 9
+
+
+def test_a_difference_is_refused_to_what_is_no_earlier_snapshot() -> None:
+    with Loader(range(4), batch_size=1, num_workers=2) as loader:
+        other = loader.statistics()
+    with Loader(range(40), batch_size=4, num_workers=1) as loader:
+        before = loader.statistics()
+        list(loader)
+        assert loader.statistics().since(before).batches == 10
+        for wrong in (None, other, dataclasses.replace(loader.statistics(), batches=99)):
+            with pytest.raises(ArgumentError, match="earlier"):
+                loader.statistics().since(wrong)  # type: ignore[arg-type]
