@@ -6,7 +6,7 @@
 
 While it runs, workers are killed and stopped at random moments, and every batch is compared with the plan: samples
 lost, duplicated or corrupted must be 0. A stopped worker is left alone until the loader has replaced it. Memory,
-processors, descriptors, throughput and pauses are sampled twice a second and shown live. At the end it prints a verdict
+processors, descriptors, throughput and pauses are sampled twice a second and shown live. At the end it prints a diagnosis
 and writes report.json and report.html to --out. So it does after Ctrl-C, after an error of the loader, and after a wait
 of more than --pause-limit, which ends the test and shows the stacks. Exit status: 0 if no check has failed, 1 if one
 has, after Ctrl-C too; 2 if the command line cannot be meant.
@@ -350,11 +350,11 @@ def _prepare(folder: pathlib.Path) -> None:
 
 
 def conclude(report: Report, folder: pathlib.Path, console: Console) -> None:
-    """Writes the reports and prints the verdict."""
+    """Writes the reports and prints the diagnosis."""
     report.write(folder)
     for check in report.checks:
         console.print(Text.assemble((check.state, COLOURS[check.ok]), f"  {check.name}: {check.detail}"))
-    console.print(report.verdict, markup=False)
+    console.print(report.diagnosis, markup=False)
     console.print(f"Reports: {folder / 'report.html'} and {folder / 'report.json'}", markup=False)
 
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     )
     from mploader.images import apply_to
     from mploader.loader.loader import Loader
-    from mploader.monitoring.bottleneck import Limit, Verdict
+    from mploader.monitoring.bottleneck import Bottleneck, Diagnosis
     from mploader.monitoring.statistics import Stage, Statistics, WorkerStatistics
     from mploader.monitoring.trace import Trace
     from mploader.sampling.bucketing import BucketBy
@@ -58,9 +58,10 @@ __all__ = [
     "ArgumentError",
     "ArraySpec",
     "BadSample",
+    "Bottleneck",
     "BucketBy",
     "ClosedError",
-    "Limit",
+    "Diagnosis",
     "Loader",
     "LoaderError",
     "Pad",
@@ -74,7 +75,6 @@ __all__ = [
     "StallError",
     "Statistics",
     "Trace",
-    "Verdict",
     "WorkerError",
     "WorkerStatistics",
     "apply_to",
@@ -98,11 +98,11 @@ _HOMES = {
     "Ragged": "batching.ragged",
     "BadSample": "engine.ipc.sample_report",
     "BucketBy": "sampling.bucketing",
-    "Limit": "monitoring.bottleneck",
+    "Bottleneck": "monitoring.bottleneck",
     "Stage": "monitoring.statistics",
     "Statistics": "monitoring.statistics",
     "Trace": "monitoring.trace",
-    "Verdict": "monitoring.bottleneck",
+    "Diagnosis": "monitoring.bottleneck",
     "WorkerStatistics": "monitoring.statistics",
     "apply_to": "images",
     "from_pydataset": "tfdata.pydataset",

@@ -52,7 +52,7 @@ class Squares:
     def __getitem__(self, index: int) -> int:
         return index * index
 
-    def describe(self, index: int) -> str:
+    def where(self, index: int) -> str:
         return f"squares.txt, line {index + 1} at byte {8 * index}"
 
 

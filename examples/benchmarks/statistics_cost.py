@@ -25,8 +25,8 @@ import common
 from common import Row
 
 from mploader.engine.ipc import messages
-from mploader.engine.scheduler.scheduler import Schedule
-from mploader.engine.worker.stage_timer import STRIDE, Stages, sample_bytes
+from mploader.engine.scheduler.scheduler import Scheduler
+from mploader.engine.worker.stage_timer import STRIDE, StageTimer, sample_bytes
 from mploader.monitoring.statistics import Counters, Handover
 
 SAMPLES = 64
@@ -43,7 +43,7 @@ def cost_us(function: Callable[[], object]) -> float:
     return (time.thread_time_ns() - started_ns) / REPEATS / 1e3
 
 
-def worker_batch(stages: Stages, is_quick: bool) -> None:
+def worker_batch(stages: StageTimer, is_quick: bool) -> None:
     """What a worker does for the statistics of one batch."""
     sample = (bytes(110_000), 3)
     stages._is_quick = is_quick
@@ -64,7 +64,7 @@ def worker_batch(stages: Stages, is_quick: bool) -> None:
 
 def work() -> dict[str, Callable[[], object]]:
     """What is done for the statistics, by name."""
-    counters, schedule, stages = Counters(2), Schedule(10, 4), Stages()
+    counters, schedule, stages = Counters(2), Scheduler(10, 4), StageTimer()
     message = messages.Filled(*([1] * len(messages.Filled.__dataclass_fields__)))
 
     def deliver() -> None:

@@ -1,4 +1,4 @@
-"""The conditions of the verdict: what a stress test asks of the loader, and the numbers that answer."""
+"""The conditions of the diagnosis: what a stress test asks of the loader, and the numbers that answer."""
 
 from __future__ import annotations
 

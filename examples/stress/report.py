@@ -24,7 +24,7 @@ FEWEST_VALUES = 8
 
 @dataclass(frozen=True)
 class Check:
-    """One condition of the verdict.
+    """One condition of the diagnosis.
 
     Attributes:
         name: what is asked.
@@ -53,7 +53,7 @@ class Report:
         samples: the course of the measurements.
         incidents: what was done to workers.
         statistics: of the loader, as text.
-        verdict: what limited the loader, as text.
+        diagnosis: what limited the loader, as text.
         stacks: where the threads stood when the test was given up; "" if it was not.
     """
 
@@ -63,7 +63,7 @@ class Report:
     samples: Sequence[Sample]
     incidents: Sequence[Incident]
     statistics: str
-    verdict: str
+    diagnosis: str
     stacks: str = ""
 
     @property
@@ -127,7 +127,7 @@ def _page(report: Report) -> str:
     return _FORM.format(
         state=state, words=words, seconds=report.seconds, checks=checks, charts="".join(charts), options=options,
         stacks=f"<h2>Where it stood</h2><pre>{html.escape(report.stacks)}</pre>" if report.stacks else "",
-        statistics=html.escape(report.statistics), verdict=html.escape(report.verdict),
+        statistics=html.escape(report.statistics), diagnosis=html.escape(report.diagnosis),
         kills=sum(incident.kind == "kill" for incident in report.incidents),
         stalls=sum(incident.kind == "stall" for incident in report.incidents),
     )  # fmt: skip
@@ -206,7 +206,7 @@ pre {{ background: #f7fafc; padding: .8em; white-space: pre-wrap; font-size: 12p
 <h2>Checks</h2><table>{checks}</table>
 {stacks}
 <h2>Course</h2>{charts}
-<h2>What limits</h2><pre>{verdict}</pre>
+<h2>What limits</h2><pre>{diagnosis}</pre>
 <h2>Statistics of the loader</h2><pre>{statistics}</pre>
 <h2>Options</h2><table>{options}</table>
 </body></html>

@@ -26,7 +26,7 @@ from mploader.engine.supervisor.worker_process import STDERR_BYTES, environment
 from mploader.engine.worker.loop import STACKS_SIGNAL, keep_freed_memory
 from mploader.errors import ArgumentError, WorkerError
 from mploader.loader.loader import Loader
-from mploader.monitoring.bottleneck import Limit, Verdict, explain
+from mploader.monitoring.bottleneck import Bottleneck, Diagnosis, explain
 from mploader.sampling.plan import SampleRandom
 
 ENOUGH = 0.95
@@ -46,12 +46,12 @@ class Measured:
     Attributes:
         workers: how many.
         samples_per_s: what they gave.
-        verdict: what limited them.
+        diagnosis: what limited them.
     """
 
     workers: int
     samples_per_s: float
-    verdict: Verdict
+    diagnosis: Diagnosis
 
 
 @dataclass(frozen=True)
@@ -84,23 +84,23 @@ class BenchReport:
         return min(enough, key=lambda one: one.workers)
 
     @property
-    def _verdict(self) -> Verdict:
+    def _verdict(self) -> Diagnosis:
         """That of the recommended number, which must not advise a number that was measured to be no better."""
-        verdict = self.recommended.verdict
-        if verdict.limit is not Limit.TOO_FEW_WORKERS:
-            return verdict
+        diagnosis = self.recommended.diagnosis
+        if diagnosis.bottleneck is not Bottleneck.TOO_FEW_WORKERS:
+            return diagnosis
         if self.recommended.workers == max(one.workers for one in self.measured):
-            return dataclasses.replace(verdict, change=f"{verdict.change} (measure it: --workers)")
+            return dataclasses.replace(diagnosis, change=f"{diagnosis.change} (measure it: --workers)")
         return dataclasses.replace(
-            verdict, change="none", effect="more workers were measured and are not faster",
-            expected=verdict.samples_per_s,
+            diagnosis, change="none", effect="more workers were measured and are not faster",
+            expected=diagnosis.samples_per_s,
         )  # fmt: skip
 
     def __str__(self) -> str:
         rows = [f"{'workers':>7} {'samples/s':>10} {'of the limit':>12}  limit"]
         for one in self.measured:
             share = one.samples_per_s / self.limit_samples_per_s
-            rows.append(f"{one.workers:>7} {one.samples_per_s:>10,.0f} {share:>12.0%}  {one.verdict.limit.value}")
+            rows.append(f"{one.workers:>7} {one.samples_per_s:>10,.0f} {share:>12.0%}  {one.diagnosis.bottleneck.value}")
         return "\n".join([
             *rows,
             f"limit of this machine for these files ({self.cpus} bare processes that read and transform): "
@@ -147,7 +147,7 @@ def bench(
     before = measure_limit(source, transform, cpus, seconds)
     measured = tuple(_measure(source, transform, batch_size, count, cpus, seconds) for count in counts)
     after = measure_limit(source, transform, cpus, seconds)
-    has_bad = any(one.verdict.statistics.bad_samples for one in measured)
+    has_bad = any(one.diagnosis.statistics.bad_samples for one in measured)
     return BenchReport(cpus, (before + after) / 2, measured, batch_size, has_bad)
 
 

@@ -14,7 +14,7 @@ from mploader.errors import SourceError
 from mploader.images import decode
 from mploader.loader.loader import Loader
 from mploader.sources import Source, TarShards, TFRecordShards, open_source
-from mploader.sources.combinators import describe_sample
+from mploader.sources.combinators import where_is
 from mploader.sources.detect import open_each
 from mploader.sources.files import file_state
 from mploader.sources.image_folder import EXTENSIONS
@@ -214,8 +214,8 @@ class _AfterGoodOne:
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         return (self._source[index - 1],) if index else ()
 
-    def describe(self, index: int) -> str:
-        return describe_sample(self._source, index - 1) if index else ""
+    def where(self, index: int) -> str:
+        return where_is(self._source, index - 1) if index else ""
 
 
 @dataclass(frozen=True)

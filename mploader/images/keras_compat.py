@@ -57,7 +57,7 @@ class LabelledFiles:
         data = read_whole(self.paths[position])
         return data if self.labels is None else (data, self.labels[position])
 
-    def describe(self, index: int) -> str:
+    def where(self, index: int) -> str:
         """The file of a sample."""
         return self.paths[checked_index(index, len(self))]
 

@@ -16,7 +16,7 @@ TRACEBACKS_KEPT = 100
 """So many of an epoch keep their traceback, which is most of what a bad sample takes."""
 
 
-class BadRecord:
+class BadSamples:
     """The bad samples in the batches delivered so far: the recent ones are listed, and all are counted.
 
     So a long training with samples that are always bad does not grow epoch after epoch. Whoever calls holds a lock.

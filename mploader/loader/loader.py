@@ -28,11 +28,11 @@ from mploader.engine.supervisor.pool import Pool
 from mploader.engine.worker.loop import Description, Job
 from mploader.errors import ArgumentError, LoaderError, ResourceError, SampleError, SpecError, StallError
 from mploader.loader import checkpoint as positions
-from mploader.loader.bad_samples import BadRecord
+from mploader.loader.bad_samples import BadSamples
 from mploader.loader.checkpoint import Consumption, Position
 from mploader.loader.epoch_iterator import Run
-from mploader.loader.max_bad import BadLimit
-from mploader.monitoring.bottleneck import Verdict, explain
+from mploader.loader.max_bad import MaxBad
+from mploader.monitoring.bottleneck import Diagnosis, explain
 from mploader.monitoring.statistics import Statistics
 from mploader.monitoring.trace import MAX_EVENTS, Trace
 from mploader.sampling.bucketing import BucketBy, LengthsOf, Measured
@@ -131,7 +131,7 @@ class Loader:
                 f"{self._plan.global_batch_size}, and drop_remainder=True leaves out what does not"
             )
         self._on_bad_sample = on_bad_sample
-        self.bad_limit = BadLimit.of(max_bad_samples, on_bad_sample, self._plan.num_host_samples)
+        self.bad_limit = MaxBad.of(max_bad_samples, on_bad_sample, self._plan.num_host_samples)
         serialization.check_picklable("source", source)
         serialization.check_picklable("transform", transform)
         served = source
@@ -157,7 +157,7 @@ class Loader:
         """Whether the samples of the source are batches already."""
         self._described: dict[int, Description] = {}
         self._last_run: weakref.ref[Run] | None = None
-        self._bad = BadRecord()
+        self._bad = BadSamples()
         job = Job(served, transform, self._plan, on_bad_sample, is_batched=self.is_batched)
         self._pool = Pool(job, self._num_workers, stall_timeout_s)
         # Whatever happens to the loader, its workers end: on close(), when it is collected, or at exit.
@@ -257,7 +257,7 @@ class Loader:
         """Returns a frozen snapshot of the counters."""
         return self._pool.statistics()
 
-    def explain(self) -> Verdict:
+    def explain(self) -> Diagnosis:
         """Tells what limits the last minute (training, decoding, reading, ...) and what to change; print it."""
         return explain(self._pool.recent_statistics(), resources.usable_cpus())
 
@@ -488,7 +488,7 @@ class Loader:
 
     def _describe(self, index: int) -> Description:
         if index not in self._described:
-            self._described[index] = self._pool.describe(index)
+            self._described[index] = self._pool.probe(index)
         return self._described[index]
 
     def _describe_spread(self) -> dict[int, Description]:

@@ -17,7 +17,7 @@ _TEXT_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
-class BadLimit:
+class MaxBad:
     """The most samples of one epoch that may be dropped or replaced.
 
     It is judged batch by batch in the order of the epoch, where the consumer gets the batches. So it trips at the same
@@ -32,7 +32,7 @@ class BadLimit:
     samples: int
 
     @classmethod
-    def of(cls, given: Any, policy: str, samples: int) -> BadLimit:
+    def of(cls, given: Any, policy: str, samples: int) -> MaxBad:
         """Checks the argument.
 
         Raises:

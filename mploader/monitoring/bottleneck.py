@@ -1,4 +1,4 @@
-"""What limits a loader, and what to change: a verdict from its statistics.
+"""What limits a loader, and what to change: a diagnosis from its statistics.
 
 The consumer's time tells first. A consumer that hardly waits is the limit itself. If it waits, the workers' time
 tells: workers that are always busy are the limit, and their stages and processor time say why; workers that idle while
@@ -47,7 +47,7 @@ CHEAPER_TRANSFORM = (
 CHEAPER_WRITING = "make elements smaller: uint8 that the model converts, fewer pixels, no component that nobody uses"
 
 
-class Limit(enum.Enum):
+class Bottleneck(enum.Enum):
     """The part that limits the whole."""
 
     TRAINING = "training"
@@ -63,7 +63,7 @@ class Limit(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Diagnosis:
     """What limits a loader, and what to change.
 
     Attributes:
@@ -86,7 +86,7 @@ class Verdict:
         statistics: what all this was worked out from.
     """
 
-    limit: Limit
+    bottleneck: Bottleneck
     reason: str
     change: str
     effect: str
@@ -104,7 +104,7 @@ class Verdict:
 
     def __str__(self) -> str:
         return (
-            f"limit:   {self.limit.value}\n"
+            f"limit:   {self.bottleneck.value}\n"
             f"why:     {self.reason}\n"
             f"change:  {self.change}\n"
             f"expect:  {self.effect}\n"
@@ -116,14 +116,14 @@ class Verdict:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        rows = (("limit", f"<b>{self.limit.value}</b>"), ("why", self.reason), ("change", self.change),
+        rows = (("limit", f"<b>{self.bottleneck.value}</b>"), ("why", self.reason), ("change", self.change),
                 ("expect", self.effect))  # fmt: skip
         return "<table>" + "".join(f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in rows) + "</table>"
 
 
 @dataclass(frozen=True)
 class _Numbers:
-    """The shares that the verdict rests on."""
+    """The shares that the diagnosis rests on."""
 
     statistics: Statistics
     cpus: int
@@ -209,7 +209,7 @@ class _Numbers:
         return min(factor, self.most)
 
 
-def explain(statistics: Statistics, cpus: int) -> Verdict:
+def explain(statistics: Statistics, cpus: int) -> Diagnosis:
     """Tells what limited a loader in the time that some statistics speak of.
 
     Args:
@@ -220,23 +220,23 @@ def explain(statistics: Statistics, cpus: int) -> Verdict:
     if statistics.batches < 2 or numbers.statistics.active_s <= 0:
         left_out = "" if statistics.started_s > 0 else ", the first of all left out"
         reason = f"{_count(statistics.batches, 'batch', 'batches')} delivered{left_out}; a time between two is needed"
-        return _verdict(numbers, Limit.NOTHING_MEASURED, reason, "take some batches first", "a verdict", 1.0)
+        return _verdict(numbers, Bottleneck.NOTHING_MEASURED, reason, "take some batches first", "a diagnosis", 1.0)
     unseen_s = statistics.seconds - statistics.active_s
     if statistics.batches < FEW and unseen_s > UNSEEN * statistics.active_s and not statistics.started_s:
         reason = f"{statistics.active_s:.2f} s of {statistics.seconds:.1f} s are counted; a step counts when it is over"
-        return _verdict(numbers, Limit.NOTHING_MEASURED, reason, "take some batches more", "a verdict", 1.0)
+        return _verdict(numbers, Bottleneck.NOTHING_MEASURED, reason, "take some batches more", "a diagnosis", 1.0)
     if statistics.waiting < WAITING:
         return _training(numbers)
     if numbers.losing > LOSING and not numbers.is_ahead:
         return _lost(numbers)
-    verdict = _slots_or_workers(numbers)
-    if statistics.restarts and verdict.limit is not Limit.WORKERS_LOST:
+    diagnosis = _slots_or_workers(numbers)
+    if statistics.restarts and diagnosis.bottleneck is not Bottleneck.WORKERS_LOST:
         lost = f"{_count(statistics.restarts, 'worker', 'workers')} lost, which takes little"
-        verdict = dataclasses.replace(verdict, reason=f"{verdict.reason}; {lost}")
-    return verdict
+        diagnosis = dataclasses.replace(diagnosis, reason=f"{diagnosis.reason}; {lost}")
+    return diagnosis
 
 
-def _slots_or_workers(numbers: _Numbers) -> Verdict:
+def _slots_or_workers(numbers: _Numbers) -> Diagnosis:
     """The consumer waits, and not for workers that are replaced."""
     statistics = numbers.statistics
     if statistics.copied_s >= COPYING * statistics.active_s:
@@ -260,7 +260,7 @@ def _slots_or_workers(numbers: _Numbers) -> Verdict:
     return _workers(numbers)  # which idle now and then because the machine is busy with something else
 
 
-def _training(numbers: _Numbers) -> Verdict:
+def _training(numbers: _Numbers) -> Diagnosis:
     needed = max(1, min(numbers.num_workers, round(numbers.num_workers * numbers.busy * 1.25 + 0.5)))
     reason = (
         f"the consumer waits for data {numbers.statistics.waiting:.1%} of its time, and the workers are busy "
@@ -279,10 +279,10 @@ def _training(numbers: _Numbers) -> Verdict:
         change += ", and a larger batch_size= shortens the waits"
         effect = f"the workers could make {room:.1f} times as many samples"
     effect += f" ({now:,.0f} to {now * room:,.0f} samples/s)"
-    return _verdict(numbers, Limit.TRAINING, reason, change, effect, room)
+    return _verdict(numbers, Bottleneck.TRAINING, reason, change, effect, room)
 
 
-def _uneven_training(numbers: _Numbers) -> Verdict:
+def _uneven_training(numbers: _Numbers) -> Diagnosis:
     """The slots are full in the long steps, and not enough for the short ones that follow."""
     statistics = numbers.statistics
     reason = (
@@ -293,10 +293,10 @@ def _uneven_training(numbers: _Numbers) -> Verdict:
     if statistics.slots < statistics.slots_wanted:
         change += f"; {_wanted_memory(statistics)} makes more slots"
     gain = numbers.gain(1 / numbers.busy if numbers.busy > 0 else 1.0)
-    return _verdict(numbers, Limit.TRAINING, reason, change, f"even steps: {_up_to(numbers, gain)}", gain)
+    return _verdict(numbers, Bottleneck.TRAINING, reason, change, f"even steps: {_up_to(numbers, gain)}", gain)
 
 
-def _lost(numbers: _Numbers) -> Verdict:
+def _lost(numbers: _Numbers) -> Diagnosis:
     statistics = numbers.statistics
     reason = (
         f"{_count(statistics.restarts, 'worker', 'workers')} lost while {statistics.batches} batches were made, which "
@@ -305,15 +305,15 @@ def _lost(numbers: _Numbers) -> Verdict:
     )
     change = "see the log for how the workers ended: killed for want of memory, by a crash, or because they stalled"
     gain = numbers.gain(1 / numbers.busy if numbers.busy > 0 else 1.0)
-    return _verdict(numbers, Limit.WORKERS_LOST, reason, change, _up_to(numbers, gain), gain)
+    return _verdict(numbers, Bottleneck.WORKERS_LOST, reason, change, _up_to(numbers, gain), gain)
 
 
-def _workers(numbers: _Numbers) -> Verdict:
+def _workers(numbers: _Numbers) -> Diagnosis:
     """The workers have no time to spare: on what do they spend it?"""
     share, limit, what, cheaper = max(
-        (numbers.reading, Limit.READING, "reading", CHEAPER_READING),
-        (numbers.transforming, Limit.DECODING, "the transform", CHEAPER_TRANSFORM),
-        (numbers.writing, Limit.WRITING, "writing", CHEAPER_WRITING),
+        (numbers.reading, Bottleneck.READING, "reading", CHEAPER_READING),
+        (numbers.transforming, Bottleneck.DECODING, "the transform", CHEAPER_TRANSFORM),
+        (numbers.writing, Bottleneck.WRITING, "writing", CHEAPER_WRITING),
         key=lambda stage: stage[0],
     )
     count, cpus = numbers.num_workers, numbers.cpus
@@ -327,7 +327,7 @@ def _workers(numbers: _Numbers) -> Verdict:
     if count < cpus and numbers.queued < QUEUED:
         reason += f"; num_workers is {count}, and {cpus} processors may be used"
         gain = numbers.gain(cpus / count)
-        return _verdict(numbers, Limit.TOO_FEW_WORKERS, reason, f"num_workers={cpus}", _up_to(numbers, gain), gain)
+        return _verdict(numbers, Bottleneck.TOO_FEW_WORKERS, reason, f"num_workers={cpus}", _up_to(numbers, gain), gain)
     among_themselves = max(0.0, 1 - cpus / count)
     fewer = ""
     if count > cpus and numbers.queued >= QUEUED and waits < UNUSED:
@@ -346,7 +346,7 @@ def _workers(numbers: _Numbers) -> Verdict:
     return _verdict(numbers, limit, reason, fewer + cheaper, f"{what} in half the time: {_up_to(numbers, gain)}", gain)
 
 
-def _slots(numbers: _Numbers) -> Verdict:
+def _slots(numbers: _Numbers) -> Diagnosis:
     """The workers idle because no slot is free."""
     statistics = numbers.statistics
     gain = numbers.gain(1 / numbers.busy if numbers.busy > 0 else 1.0)
@@ -358,19 +358,19 @@ def _slots(numbers: _Numbers) -> Verdict:
     if statistics.slots < statistics.slots_wanted:
         reason += f"; {statistics.slots_wanted} slots were wanted"
         change = f"{_wanted_memory(statistics)} or more, or a smaller batch_size="
-        return _verdict(numbers, Limit.TOO_LITTLE_MEMORY, reason, change, _up_to(numbers, gain), gain)
+        return _verdict(numbers, Bottleneck.TOO_LITTLE_MEMORY, reason, change, _up_to(numbers, gain), gain)
     if statistics.batches_copied == 0 and numbers.lent * 2 < statistics.slots:
         reason += "; the rest held batches that waited for an earlier one, which took longer than the others"
         change = "even out the work: a larger batch_size=, or the cause of the few samples that take so long"
-        return _verdict(numbers, Limit.DECODING, reason, change, _up_to(numbers, gain), gain)
+        return _verdict(numbers, Bottleneck.DECODING, reason, change, _up_to(numbers, gain), gain)
     change = (
         "keep fewer batches (no cache(), shuffle() or list of batches behind the loader; a fixed, small prefetch), or "
         "copy what is kept"
     )
-    return _verdict(numbers, Limit.SLOTS_HELD, reason, change, _up_to(numbers, gain), gain)
+    return _verdict(numbers, Bottleneck.SLOTS_HELD, reason, change, _up_to(numbers, gain), gain)
 
 
-def _handing_over(numbers: _Numbers) -> Verdict:
+def _handing_over(numbers: _Numbers) -> Diagnosis:
     statistics = numbers.statistics
     per_s = numbers.mean(statistics.batches)
     reason = (
@@ -379,7 +379,7 @@ def _handing_over(numbers: _Numbers) -> Verdict:
     )
     gain = numbers.gain(1 / numbers.busy if numbers.busy > 0 else 1.0)
     change = "a larger batch_size=, or less Python work in the trainer's other threads"
-    return _verdict(numbers, Limit.HANDING_OVER, reason, change, _up_to(numbers, gain), gain)
+    return _verdict(numbers, Bottleneck.HANDING_OVER, reason, change, _up_to(numbers, gain), gain)
 
 
 def _wanted_memory(statistics: Statistics) -> str:
@@ -397,8 +397,8 @@ def _up_to(numbers: _Numbers, gain: float) -> str:
     return f"up to {gain:.1f} times as many samples a second ({now:,.0f} to {now * gain:,.0f}){end}"
 
 
-def _verdict(numbers: _Numbers, limit: Limit, reason: str, change: str, effect: str, gain: float) -> Verdict:
-    return Verdict(
+def _verdict(numbers: _Numbers, limit: Bottleneck, reason: str, change: str, effect: str, gain: float) -> Diagnosis:
+    return Diagnosis(
         limit, reason, change, effect, numbers.statistics.samples_per_s * gain, numbers.statistics.samples_per_s,
         numbers.statistics.waiting, numbers.busy, numbers.cpu, numbers.queued, numbers.reading, numbers.transforming,
         numbers.writing, numbers.full, numbers.statistics,

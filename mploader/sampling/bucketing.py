@@ -114,10 +114,10 @@ class _Measuring:
     def __len__(self) -> int:
         return len(self.source)
 
-    def describe(self, index: int) -> str:
+    def where(self, index: int) -> str:
         """Where a sample comes from."""
-        describe = getattr(self.source, "describe", None)
-        return "" if describe is None else str(describe(index))
+        where = getattr(self.source, "where", None)
+        return "" if where is None else str(where(index))
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ from numpy.random.bit_generator import ISeedSequence
 
 from mploader.errors import ArgumentError
 from mploader.sampling import permutation
-from mploader.sampling.samplers import Indices, Order, Sequential, Shuffled
+from mploader.sampling.samplers import Indices, Sampler, SequentialSampler, ShuffledSampler
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Plan:
     shuffle: bool = False
     drop_remainder: bool = False
     shard: tuple[int, int] = (0, 1)
-    own_order: Order | None = None
+    own_order: Sampler | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -82,11 +82,11 @@ class Plan:
         return full + (1 if rest and not self.drop_remainder else 0)
 
     @property
-    def order(self) -> Order:
+    def order(self) -> Sampler:
         """What stands at each position of an epoch."""
         if self.own_order is not None:
             return self.own_order
-        return Shuffled(self.num_samples, self.seed) if self.shuffle else Sequential(self.num_samples, self.seed)
+        return ShuffledSampler(self.num_samples, self.seed) if self.shuffle else SequentialSampler(self.num_samples, self.seed)
 
     def batch(self, epoch: int, position: int) -> Indices:
         """Works out the samples of one batch of this host.

@@ -4,9 +4,9 @@ An order is a pure function of (epoch, position). It knows nothing of hosts, wor
 the same sample for any number of them.
 
 ======================  ==========================================================================================
-`Sequential`            the order of the source
-`Shuffled`              another permutation of all samples in each epoch, in constant memory
-`WindowShuffled`        what ``shuffle=ShardShuffle(window)`` asks for: a few shards at a time, each read in order
+`SequentialSampler`            the order of the source
+`ShuffledSampler`              another permutation of all samples in each epoch, in constant memory
+`ShardWindowSampler`        what ``shuffle=ShardShuffle(window)`` asks for: a few shards at a time, each read in order
 `arrange`               from a source and ``shuffle=`` to one of these, or to the source's own (a mix has one)
 ======================  ==========================================================================================
 """
@@ -34,7 +34,7 @@ _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
 
-class Order(Protocol):
+class Sampler(Protocol):
     """The order of all epochs: pure, picklable, safe from any thread, and of constant or small memory."""
 
     @property
@@ -60,7 +60,7 @@ class Order(Protocol):
 
 
 @dataclass(frozen=True)
-class Sequential:
+class SequentialSampler:
     """Samples in the order of the source, in every epoch; ``seed`` chooses replacements only."""
 
     num_samples: int
@@ -68,20 +68,20 @@ class Sequential:
 
     @property
     def name(self) -> str:
-        """See :attr:`Order.name`."""
+        """See :attr:`Sampler.name`."""
         return "sequential"
 
     def indices(self, epoch: int, positions: Indices) -> Indices:
-        """See :meth:`Order.indices`."""
+        """See :meth:`Sampler.indices`."""
         return positions
 
     def replacement(self, epoch: int, index: int, attempt: int) -> int:
-        """See :meth:`Order.replacement`."""
+        """See :meth:`Sampler.replacement`."""
         return _other_sample(self.num_samples, self.seed, epoch, index, attempt)
 
 
 @dataclass(frozen=True)
-class Shuffled:
+class ShuffledSampler:
     """A fresh permutation of all ``num_samples`` samples in each epoch."""
 
     num_samples: int
@@ -89,15 +89,15 @@ class Shuffled:
 
     @property
     def name(self) -> str:
-        """See :attr:`Order.name`."""
+        """See :attr:`Sampler.name`."""
         return permutation.FUNCTION
 
     def indices(self, epoch: int, positions: Indices) -> Indices:
-        """See :meth:`Order.indices`."""
+        """See :meth:`Sampler.indices`."""
         return _epoch_permutation(self.num_samples, self.seed, epoch)(positions)
 
     def replacement(self, epoch: int, index: int, attempt: int) -> int:
-        """See :meth:`Order.replacement`."""
+        """See :meth:`Sampler.replacement`."""
         return _other_sample(self.num_samples, self.seed, epoch, index, attempt)
 
 
@@ -150,7 +150,7 @@ class ShardShuffle:
 
 
 @dataclass(frozen=True, eq=False)
-class WindowShuffled:
+class ShardWindowSampler:
     """Shards in random order, a window of them at a time; see :class:`ShardShuffle`.
 
     Attributes:
@@ -172,12 +172,12 @@ class WindowShuffled:
 
     @property
     def name(self) -> str:
-        """See :attr:`Order.name`."""
+        """See :attr:`Sampler.name`."""
         shards = permutation.digest("shard sizes", *map(int, self.shard_sizes), size=4).hex()
         return f"windows-1 of {self.window} of {len(self.shard_sizes)} shards {shards} {permutation.FUNCTION}"
 
     def indices(self, epoch: int, positions: Indices) -> Indices:
-        """See :meth:`Order.indices`."""
+        """See :meth:`Sampler.indices`."""
         _, starts = self._epoch(epoch)
         windows = np.searchsorted(starts, positions, side="right") - 1
         result = np.empty_like(positions)
@@ -187,7 +187,7 @@ class WindowShuffled:
         return result
 
     def replacement(self, epoch: int, index: int, attempt: int) -> int:
-        """See :meth:`Order.replacement`."""
+        """See :meth:`Sampler.replacement`."""
         return _other_sample(self.num_samples, self.seed, epoch, index, attempt)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -233,11 +233,11 @@ def keep(found: dict[_Key, _Value], key: _Key, value: _Value, most: int) -> None
     found[key] = value
 
 
-def arrange(source: Any, num_samples: int, seed: int, shuffle: bool | ShardShuffle) -> Order:
+def arrange(source: Any, num_samples: int, seed: int, shuffle: bool | ShardShuffle) -> Sampler:
     """Works out the order that ``shuffle`` asks for.
 
     Args:
-        source: its ``epoch_order(seed, shuffle) -> Order`` decides where it has one; ``shard_sizes`` are asked for
+        source: its ``epoch_order(seed, shuffle) -> Sampler`` decides where it has one; ``shard_sizes`` are asked for
             by :class:`ShardShuffle`.
         num_samples: samples of the source in an epoch.
         seed: from 0.
@@ -249,7 +249,7 @@ def arrange(source: Any, num_samples: int, seed: int, shuffle: bool | ShardShuff
     if not isinstance(shuffle, (bool, np.bool_, ShardShuffle)):
         raise ArgumentError(f"shuffle={shuffle!r}: wanted is True, False or a mploader.ShardShuffle")
     if hasattr(source, "epoch_order"):
-        order: Order = source.epoch_order(seed, shuffle)
+        order: Sampler = source.epoch_order(seed, shuffle)
         return order
     if isinstance(shuffle, ShardShuffle):
         sizes = getattr(source, "shard_sizes", None)
@@ -261,5 +261,5 @@ def arrange(source: Any, num_samples: int, seed: int, shuffle: bool | ShardShuff
         filled = np.asarray(sizes, np.int64)
         if int(filled.sum()) != num_samples:
             raise ArgumentError(f"shard_sizes add up to {filled.sum()} samples, and the source has {num_samples}")
-        return WindowShuffled(filled, shuffle.window, seed)
-    return Shuffled(num_samples, seed) if shuffle else Sequential(num_samples, seed)
+        return ShardWindowSampler(filled, shuffle.window, seed)
+    return ShuffledSampler(num_samples, seed) if shuffle else SequentialSampler(num_samples, seed)

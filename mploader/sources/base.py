@@ -32,7 +32,7 @@ class Source(Protocol):
     A source is made once in the trainer and pickled to each worker, so its state is small, or sits in NumPy
     arrays, which travel by shared memory. `__getitem__` may be called from several threads.
 
-    Two more methods are used where an object has them: ``describe(index) -> str`` says where a sample comes
+    Two more methods are used where an object has them: ``where(index) -> str`` says where a sample comes
     from (file and byte) for messages, and ``fingerprint() -> str`` is a short text that changes when the data
     changes, by which a resume on other data is refused: a hash, or several as ``"files 5a0c, labels 91e7"``.
     """

@@ -1,7 +1,7 @@
 """Sources made of other sources: one behind the other, a part of one, or with another look of its samples.
 
 They hold their parts and a few numbers; samples are read from the parts when they are asked for. `len`, `repr`,
-`describe(index)` and `fingerprint()` work through all of them, however deep, and so does pickling.
+`where(index)` and `fingerprint()` work through all of them, however deep, and so does pickling.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import numpy.typing as npt
 
 from mploader._util.checks import whole_number
 from mploader.errors import ArgumentError
-from mploader.sampling.samplers import Order, ShardShuffle
+from mploader.sampling.samplers import Sampler, ShardShuffle
 from mploader.sources.base import Int64Array, checked_index
 from mploader.sources.fingerprint import fingerprint_of
 
 
-def describe_sample(source: Any, index: int) -> str:
+def where_is(source: Any, index: int) -> str:
     """Where a sample of any source comes from: what the source says, else its type and the number."""
-    if hasattr(source, "describe"):
-        return str(source.describe(index))
+    if hasattr(source, "where"):
+        return str(source.where(index))
     return f"sample {index} of a {type(source).__name__}"
 
 
@@ -93,9 +93,9 @@ class Concat:
         source, inside = self._locate(index)
         return source[inside]
 
-    def describe(self, index: int) -> str:
+    def where(self, index: int) -> str:
         """What the part says of the sample."""
-        return describe_sample(*self._locate(index))
+        return where_is(*self._locate(index))
 
     def fingerprint(self) -> str:
         """A hash of the parts' fingerprints, in order."""
@@ -148,9 +148,9 @@ class Subset:
         """The sample with this number in the subset; IndexError outside, else what the source raises."""
         return self._source[self._inside(index)]
 
-    def describe(self, index: int) -> str:
+    def where(self, index: int) -> str:
         """What the source says of the sample."""
-        return describe_sample(self._source, self._inside(index))
+        return where_is(self._source, self._inside(index))
 
     def fingerprint(self) -> str:
         """A hash of the source's fingerprint and the chosen samples."""
@@ -227,9 +227,9 @@ class Map:
         """The samples of one epoch, also where the numbers of the source have no end."""
         return (self[index] for index in range(len(self)))
 
-    def describe(self, index: int) -> str:
+    def where(self, index: int) -> str:
         """What the source says of the sample."""
-        return describe_sample(self._source, self._inside(index))
+        return where_is(self._source, self._inside(index))
 
     def fingerprint(self) -> str:
         """A hash of the source's fingerprint and the names of the functions."""
@@ -257,8 +257,8 @@ def short(source: Any) -> str:
     return f"a {type(source).__name__} of {len(source)}"
 
 
-def _order_of(source: Any, seed: int, shuffle: bool | ShardShuffle) -> Order:
-    order: Order = source.epoch_order(seed, shuffle)
+def _order_of(source: Any, seed: int, shuffle: bool | ShardShuffle) -> Sampler:
+    order: Sampler = source.epoch_order(seed, shuffle)
     return order
 
 

@@ -107,7 +107,7 @@ class ImageFolder:
             )
         return data, int(np.searchsorted(self._class_ends, position, side="right"))
 
-    def describe(self, index: int) -> str:
+    def where(self, index: int) -> str:
         """The file of a sample."""
         return os.path.join(self._directory, self._files[checked_index(index, len(self))])
 

@@ -13,8 +13,8 @@ import numpy as np
 from mploader._util.checks import whole_number
 from mploader.errors import ArgumentError
 from mploader.sampling import mixture, permutation
-from mploader.sampling.samplers import Indices, Order, ShardShuffle, arrange
-from mploader.sources.combinators import checked_source, combined_fingerprint, describe_sample, is_endless, short
+from mploader.sampling.samplers import Indices, Sampler, ShardShuffle, arrange
+from mploader.sources.combinators import checked_source, combined_fingerprint, is_endless, short, where_is
 
 
 class Mix:
@@ -92,23 +92,23 @@ class Mix:
         """The samples of the first epoch without shuffling."""
         return (self[index] for index in range(len(self)))
 
-    def describe(self, index: int) -> str:
+    def where(self, index: int) -> str:
         """What the part says of the sample."""
         source, inside = self.locate(index)
-        return describe_sample(self._sources[source], inside)
+        return where_is(self._sources[source], inside)
 
     def fingerprint(self) -> str:
         """A hash of the parts' fingerprints, the proportions and the length."""
         return combined_fingerprint("Mix", self._length, self._weights, *self._sources)
 
-    def epoch_order(self, seed: int, shuffle: bool | ShardShuffle) -> Order:
+    def epoch_order(self, seed: int, shuffle: bool | ShardShuffle) -> Sampler:
         """The order of an epoch: the pattern, with each part in the order that ``shuffle`` asks for."""
         orders = tuple(
             arrange(source, len(source), _seed_of(seed, place), shuffle) for place, source in enumerate(self._sources)
         )
         lengths = tuple(0 if is_endless(source) else len(source) for source in self._sources)
         periods = tuple(len(source) for source in self._sources)
-        return Mixed(self._weights, orders, lengths, periods, self._length)
+        return MixedSampler(self._weights, orders, lengths, periods, self._length)
 
     def __repr__(self) -> str:
         total = sum(self._weights)
@@ -133,7 +133,7 @@ class Mix:
 
 
 @dataclass(frozen=True)
-class Mixed:
+class MixedSampler:
     """The order of a `Mix`: places follow the pattern, and each source follows an order of its own, pass after pass.
 
     Attributes:
@@ -145,20 +145,20 @@ class Mixed:
     """
 
     weights: tuple[int, ...]
-    orders: tuple[Order, ...]
+    orders: tuple[Sampler, ...]
     lengths: tuple[int, ...]
     periods: tuple[int, ...]
     length: int
 
     @property
     def name(self) -> str:
-        """See `Order.name`."""
+        """See `Sampler.name`."""
         facts = repr((self.weights, self.periods, [order.name for order in self.orders]))
         facts = facts if len(facts) <= 160 else hashlib.sha256(facts.encode()).hexdigest()[:16]
         return f"mix-1 of {self.length} {mixture.NAME} {facts}"
 
     def indices(self, epoch: int, positions: Indices) -> Indices:
-        """See `Order.indices`."""
+        """See `Sampler.indices`."""
         pattern = mixture.pattern_of(self.weights)
         sources, ordinals = pattern.locate(epoch * self.length + positions)
         result = np.empty_like(positions)
@@ -169,7 +169,7 @@ class Mixed:
         return result
 
     def replacement(self, epoch: int, index: int, attempt: int) -> int:
-        """See `Order.replacement`; another sample of the same source."""
+        """See `Sampler.replacement`; another sample of the same source."""
         pattern = mixture.pattern_of(self.weights)
         sources, ordinals = pattern.locate(np.array([index]))
         source, ordinal = int(sources[0]), int(ordinals[0])

@@ -32,7 +32,7 @@ class WholeBatches:
             return _arrays(batch)
         return tuple(map(_arrays, batch)) if isinstance(batch, (tuple, list)) else (_arrays(batch),)
 
-    def describe(self, index: int) -> str:
+    def where(self, index: int) -> str:
         """Which batch of which class."""
         return f"{type(self.dataset).__name__}[{index}]"
 

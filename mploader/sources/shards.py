@@ -105,7 +105,7 @@ class Shards:
             except SampleError as error:
                 told[self._paths[shard]] = str(error)
             except OSError as error:
-                told[self._paths[shard]] = f"{self.describe(index)}: {error.strerror or error}"
+                told[self._paths[shard]] = f"{self.where(index)}: {error.strerror or error}"
         return told
 
     def __len__(self) -> int:
@@ -158,9 +158,9 @@ class Shards:
         return shard, int(self._offsets[position]), int(end)
 
     def _error(self, index: int, what: str) -> SampleError:
-        return SampleError(f"{self.describe(index)}: {what}")
+        return SampleError(f"{self.where(index)}: {what}")
 
-    def describe(self, index: int) -> str:
+    def where(self, index: int) -> str:
         """Shard, number within the shard and first byte of a sample."""
         position = checked_index(index, len(self))
         shard, start, _ = self._locate(position)

@@ -11,7 +11,7 @@ import numpy as np
 from mploader.sources.files import Scanner
 from mploader.sources.shard_table import ShardScan
 from mploader.sources.shards import Shards, refuse_compressed, scanned
-from mploader.sources.tar_format import BLOCK, Member, TarDamageError, members
+from mploader.sources.tar_format import BLOCK, TarDamageError, WorkerEntry, members
 
 
 class TarShards(Shards):
@@ -87,7 +87,7 @@ class TarShards(Shards):
             raise self._error(index, "the shard was replaced after the source was made: no sample is here now")
         return sample
 
-    def _members(self, record: bytes, start: int, index: int) -> Iterator[Member]:
+    def _members(self, record: bytes, start: int, index: int) -> Iterator[WorkerEntry]:
         def read(offset: int, size: int) -> bytes:
             return record[offset - start : offset - start + size]
 
@@ -107,7 +107,7 @@ class TarShards(Shards):
         return "it was damaged when the shard was indexed and has changed since"
 
 
-def _sample_key(member: Member) -> str | None:
+def _sample_key(member: WorkerEntry) -> str | None:
     """The key of the sample that a member belongs to; None if to none.
 
     A refused member that is no file of a sample is one by itself, so that it is shown: it was made to do harm.

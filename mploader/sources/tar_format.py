@@ -39,7 +39,7 @@ class TarDamageError(ValueError):
 
 
 @dataclass(frozen=True)
-class Member:
+class WorkerEntry:
     """One file in an archive."""
 
     name: str
@@ -51,7 +51,7 @@ class Member:
     problem: str | None  # why it is no usable file
 
 
-def members(read: Read, start: int, end: int, *, is_part: bool = False) -> Iterator[Member]:
+def members(read: Read, start: int, end: int, *, is_part: bool = False) -> Iterator[WorkerEntry]:
     """The members between two bytes of an archive, in order.
 
     Args:
@@ -88,7 +88,7 @@ class _Extended:
     sparse: bool = False
 
 
-def _member(read: Read, start: int, end: int) -> Member:
+def _member(read: Read, start: int, end: int) -> WorkerEntry:
     extended, position, header = _extended(read, start, end)
     size = _checked_size(header, start, end - position)
     name = extended.name or _header_name(header)
@@ -106,7 +106,7 @@ def _member(read: Read, start: int, end: int) -> Member:
         raise TarDamageError(start, f"{name} has {size} bytes and {left} are left: it has been cut", name)
     problem = _kind_problem(kind, extended.sparse, is_directory) or _name_problem(name)
     # The padding of the last member may be missing at the very end, where nothing needs it.
-    return Member(name, start, data, size, min(data + _blocks(size), end), is_directory, problem)
+    return WorkerEntry(name, start, data, size, min(data + _blocks(size), end), is_directory, problem)
 
 
 def _extended(read: Read, start: int, end: int) -> tuple[_Extended, int, bytes]:

@@ -9,11 +9,11 @@ from typing import Any, cast
 
 from mploader.engine.ipc import messages
 from mploader.engine.ipc.arena import Arena
-from mploader.engine.scheduler.crash_policy import Blame
-from mploader.engine.scheduler.scheduler import Schedule
-from mploader.engine.supervisor.shared_state import Ledger
+from mploader.engine.scheduler.crash_policy import CrashPolicy
+from mploader.engine.scheduler.scheduler import Scheduler
+from mploader.engine.supervisor.shared_state import PoolState
 from mploader.engine.supervisor.worker_process import WorkerProcess
-from mploader.engine.supervisor.worker_table import Crew, Member
+from mploader.engine.supervisor.worker_table import WorkerEntry, WorkerTable
 from mploader.monitoring.statistics import Counters
 
 SLOTS = 4
@@ -47,24 +47,24 @@ class FakeProcess:
         self.killed_s = self.killed_s or 1.0
 
 
-class FakeCrew:
+class FakeWorkerTable:
     """Workers that are ready, some slots, and a run of ten batches in epoch 0; used with the ledger's lock."""
 
     def __init__(self, workers: int = 2, skips: bool = False) -> None:
         self.arena = Arena(workers)
         self.arena.add_slots(b"layout", SLOTS, BATCH_BYTES)
-        self.ledger = Ledger(self.arena)
-        self.ledger.schedule = self.schedule = Schedule(SLOTS, reserved=1, backlog=1)
+        self.ledger = PoolState(self.arena)
+        self.ledger.schedule = self.schedule = Scheduler(SLOTS, reserved=1, backlog=1)
         self.ledger.layout = cast(Any, type("Layout", (), {"capacity": 8}))
-        self.crew = Crew(self.ledger, self.arena, Counters(workers), Blame(workers, per_epoch=False, skips=skips))
+        self.crew = WorkerTable(self.ledger, self.arena, Counters(workers), CrashPolicy(workers, per_epoch=False, skips=skips))
         self.crew.ever_ready = True
         self.members = [self.join(number) for number in range(workers)]
         self.run = self.schedule.open_run(0, 10)
 
-    def join(self, number: int, area: int | None = None) -> Member:
+    def join(self, number: int, area: int | None = None) -> WorkerEntry:
         """A worker that is ready; a replacement uses the area of the worker before."""
         process = cast(WorkerProcess, FakeProcess(number))
-        member = Member(process, self.arena.areas[number if area is None else area])
+        member = WorkerEntry(process, self.arena.areas[number if area is None else area])
         member.is_ready = member.has_slots = True
         self.crew.members[number] = member
         self.schedule.worker_ready(number)

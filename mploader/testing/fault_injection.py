@@ -67,9 +67,9 @@ class FlakySource:
         """Returns a sample, or fails."""
         if (self._bad is None or index in self._bad) and self._failed.get(index, 0) < self._failures:
             self._failed[index] = self._failed.get(index, 0) + 1
-            raise OSError(self._code, os.strerror(self._code), self.describe(index))
+            raise OSError(self._code, os.strerror(self._code), self.where(index))
         return self._samples[index]
 
-    def describe(self, index: int) -> str:
+    def where(self, index: int) -> str:
         """Where a sample comes from."""
         return f"flaky source, item {index}"

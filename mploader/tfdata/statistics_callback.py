@@ -102,10 +102,10 @@ class StatisticsCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
 def describe(statistics: Statistics) -> str:
     """Some statistics in one line."""
-    verdict = explain(statistics, resources.usable_cpus())
+    diagnosis = explain(statistics, resources.usable_cpus())
     line = (
-        f"{statistics.samples_per_s:,.0f} samples/s, training waited {verdict.waiting:.0%} of its time for data, "
-        f"workers busy {verdict.busy:.0%}; limit: {verdict.limit.value}"
+        f"{statistics.samples_per_s:,.0f} samples/s, training waited {diagnosis.waiting:.0%} of its time for data, "
+        f"workers busy {diagnosis.busy:.0%}; limit: {diagnosis.bottleneck.value}"
     )
     extras = [
         f"{count:,} {name}" for name, count in (("bad samples", statistics.bad_samples),

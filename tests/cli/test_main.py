@@ -118,7 +118,7 @@ def test_index_refuses_a_shard_that_was_cut_until_told_to_rebuild(
     synthesize(tmp_path, format="tfrecord", count=4, classes=2)
     (shard,) = tmp_path.glob("*.tfrecord")
     assert main(["index", str(shard)]) == 0
-    third = int(re.findall(r"at byte (\d+)", TFRecordShards(shard).describe(2))[0])
+    third = int(re.findall(r"at byte (\d+)", TFRecordShards(shard).where(2))[0])
     os.truncate(shard, third)
     capsys.readouterr()
     assert main(["index", str(shard)]) == 1

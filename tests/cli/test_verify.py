@@ -88,7 +88,7 @@ def test_the_same_for_any_number_of_workers_and_if_all_is_bad(data: Path, capsys
 
 def test_tfrecord_shards(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shards = sorted((data / "tfrecord").glob("*.tfrecord"))
-    starts = [int(TFRecordShards(shard).describe(4).rpartition(" ")[2]) for shard in shards]
+    starts = [int(TFRecordShards(shard).where(4).rpartition(" ")[2]) for shard in shards]
     (data / "tfrecord" / "tfrecord.mpl-index").unlink(missing_ok=True)
     flip(shards[0], starts[0] + 100)  # in the data of one record
     flip(shards[1], starts[1] + 1)  # in a length field: the rest of the shard cannot be found
@@ -105,7 +105,7 @@ def test_a_shard_that_was_cut_at_a_border_and_the_others_all_the_same(
     data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shards = sorted((data / "tfrecord").glob("*.tfrecord"))
-    border = int(TFRecordShards([str(shard) for shard in shards]).describe(6).rpartition(" ")[2])
+    border = int(TFRecordShards([str(shard) for shard in shards]).where(6).rpartition(" ")[2])
     os.truncate(shards[0], border)
     flip(shards[2], 500)
     facts = verify(capsys, data / "tfrecord", status=1)

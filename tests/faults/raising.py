@@ -136,8 +136,8 @@ class Source:
     def __getitem__(self, index: int) -> int:
         return index if index != 7 else self._fail()
 
-    def describe(self, index: int) -> str:
-        return f"item {index}" if self._where != "describe" else str(self._fail())
+    def where(self, index: int) -> str:
+        return f"item {index}" if self._where != "where" else str(self._fail())
 
     def _fail(self) -> int:
         raise self._error(f"from {self._where}")
@@ -157,7 +157,7 @@ class MostlyBad:
             raise ValueError(f"picture {index} is bad, " + "as bad as can be, " * 5)
         return b"x" * (self.LONG_BYTES if index == 2007 else 1)
 
-    def describe(self, index: int) -> str:
+    def where(self, index: int) -> str:
         return f"/data/{'a folder/' * 25}picture_{index}.tfrecord, record {index} at byte {64 * index}"
 
 

@@ -69,7 +69,7 @@ class Faulty(Numbered):
             fault()
         return super().__getitem__(index)
 
-    def describe(self, index: int) -> str:
+    def where(self, index: int) -> str:
         return f"row {index} of a table"
 
 

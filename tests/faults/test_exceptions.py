@@ -40,7 +40,7 @@ def test_however_many_samples_of_a_batch_are_bad_each_is_told_with_its_place() -
     good = [index for index in range(len(source)) if index % 1000 < source.GOOD]
     assert delivered == [source.LONG_BYTES if index == 2007 else 1 for index in good]
     assert [sample.index for sample in bad] == [index for index in range(len(source)) if index not in good]
-    assert all(sample.where == source.describe(sample.index) for sample in bad)
+    assert all(sample.where == source.where(sample.index) for sample in bad)
     assert all(sample.error.startswith(f"ValueError: picture {sample.index} is bad") for sample in bad)
 
 
@@ -138,10 +138,10 @@ def test_a_source_that_raises(error: type[Exception]) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit])
-def test_a_describe_that_raises_spoils_only_its_text(error: type[BaseException]) -> None:
+def test_a_where_that_raises_spoils_only_its_text(error: type[BaseException]) -> None:
     with (
-        Loader(raising.Source("describe", error), batch_size=4, num_workers=1) as loader,
-        pytest.raises(SampleError, match=r"sample 7 \(describe\(\) raised from describe\) failed"),
+        Loader(raising.Source("where", error), batch_size=4, num_workers=1) as loader,
+        pytest.raises(SampleError, match=r"sample 7 \(where\(\) raised from where\) failed"),
     ):
         list(loader)
 

@@ -123,11 +123,11 @@ def test_first_samples_that_all_hang_are_an_error(
 ) -> None:
     asked = []
 
-    def describe(self: Pool, index: int) -> None:
+    def probe(self: Pool, index: int) -> None:
         asked.append(index)
         raise StallError(f"sample {index}")
 
-    monkeypatch.setattr(Pool, "describe", describe)
+    monkeypatch.setattr(Pool, "probe", probe)
     with pytest.raises(StallError, match=f"sample {tried[-1]}"):
         Loader(range(work.SAMPLES), num_workers=1, batch_size=6, on_bad_sample=policy)
     assert asked == tried

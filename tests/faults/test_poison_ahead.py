@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mploader import Loader
-from mploader.engine.scheduler.crash_policy import Blame, InHand
+from mploader.engine.scheduler.crash_policy import CrashPolicy, InHand
 from tests.faults import raising
 
 
@@ -15,7 +15,7 @@ def test_the_run_made_ahead_waits_while_a_sample_is_on_trial() -> None:
 
 
 def test_a_sample_is_on_trial_until_its_batch_is_made_or_given_up() -> None:
-    blame = Blame(2, per_epoch=False)
+    blame = CrashPolicy(2, per_epoch=False)
     at = InHand(task=4, epoch=0, ordinal=1, sample=9)
     assert not blame.is_trying(lambda task: True)
     blame.crashed(at, -11)
@@ -28,6 +28,6 @@ def test_a_sample_is_on_trial_until_its_batch_is_made_or_given_up() -> None:
 
 
 def test_samples_that_are_judged_for_each_epoch_hold_nothing_up() -> None:
-    blame = Blame(2, per_epoch=True)
+    blame = CrashPolicy(2, per_epoch=True)
     blame.crashed(InHand(task=4, epoch=0, ordinal=1, sample=9), -11)
     assert not blame.is_trying(lambda task: True)

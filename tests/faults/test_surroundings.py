@@ -18,7 +18,7 @@ import mploader
 from mploader.engine.ipc.arena import Arena
 from mploader.engine.scheduler import crash_policy
 from mploader.engine.supervisor import failure_handler
-from mploader.engine.supervisor.shared_state import Ledger
+from mploader.engine.supervisor.shared_state import PoolState
 from mploader.testing import faults
 from tests.conftest import REPOSITORY, kill_all
 from tests.faults.streams import Faulty, make_loader, plain, read
@@ -39,14 +39,14 @@ def test_close_where_the_lock_is_held_does_not_wait() -> None:
 def test_close_in_the_supervising_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     closed = threading.Event()
 
-    def collect(self: Ledger, collect: Any = Ledger.collect) -> None:
+    def collect(self: PoolState, collect: Any = PoolState.collect) -> None:
         collect(self)
         if threading.current_thread().name == "mploader supervisor" and not closed.is_set():
             closed.set()
             loader.close()
 
     loader = make_loader(transform=plain)
-    monkeypatch.setattr(Ledger, "collect", collect)
+    monkeypatch.setattr(PoolState, "collect", collect)
     with pytest.raises(mploader.ClosedError):
         read(loader)
     assert closed.wait(5)
@@ -61,7 +61,7 @@ def test_an_error_in_the_supervising_thread_reaches_the_consumer(monkeypatch: py
         def fail(*_: Any) -> None:
             raise RuntimeError("a fault of mploader itself")
 
-        monkeypatch.setattr(failure_handler.Losses, "watch", fail)
+        monkeypatch.setattr(failure_handler.FailureHandler, "watch", fail)
         with pytest.raises(mploader.WorkerError, match=r"(?s)please report this.*a fault of mploader itself"):
             read(run)
         with pytest.raises(mploader.WorkerError, match="please report this"):

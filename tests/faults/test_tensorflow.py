@@ -28,14 +28,14 @@ def test_64_kept_tensors_never_change_while_released_slots_are_overwritten(run_s
     done = run_script(
         HEAD
         + """
-from mploader.engine.scheduler.scheduler import Schedule
+from mploader.engine.scheduler.scheduler import Scheduler
 wiped = 0
-def release(self, slot, generation, release=Schedule.release):
+def release(self, slot, generation, release=Scheduler.release):
     global wiped
     release(self, slot, generation)
     source._pool._arena.slots.data(slot)[:] = 0xAA
     wiped += 1
-Schedule.release = release
+Scheduler.release = release
 
 source = loader(samples=8 * 200)
 kept = []

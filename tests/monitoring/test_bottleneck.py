@@ -1,4 +1,4 @@
-"""The verdict, in situations that are built: each limit is made the limit, and must be found."""
+"""The diagnosis, in situations that are built: each limit is made the limit, and must be found."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from mploader import Limit, Loader, Statistics, Verdict
+from mploader import Bottleneck, Diagnosis, Loader, Statistics
 from mploader.monitoring.bottleneck import explain
 
 
@@ -66,8 +66,8 @@ def undisturbed(statistics: Statistics) -> Statistics:
     return dataclasses.replace(statistics, workers=workers)
 
 
-def take(loader: Loader, count: int, between: Callable[[int], None] = lambda number: None) -> Verdict:
-    """Takes some batches and returns the verdict on them, as of an undisturbed machine with two processors."""
+def take(loader: Loader, count: int, between: Callable[[int], None] = lambda number: None) -> Diagnosis:
+    """Takes some batches and returns the diagnosis on them, as of an undisturbed machine with two processors."""
     batches = endless(loader)
     next(batches)
     before = loader.statistics()
@@ -84,35 +84,35 @@ def endless(loader: Loader) -> Iterator[np.ndarray]:
 
 def test_training_is_the_limit_when_the_consumer_hardly_waits() -> None:
     with Loader(Numbers(), picture, batch_size=4, num_workers=2) as loader:
-        verdict = take(loader, 20, between=lambda number: time.sleep(0.03))
-    assert verdict.limit is Limit.TRAINING, verdict
-    assert verdict.waiting < 0.05
-    assert "num_workers=1 would do" in verdict.change
-    assert verdict.expected > verdict.samples_per_s
+        diagnosis = take(loader, 20, between=lambda number: time.sleep(0.03))
+    assert diagnosis.bottleneck is Bottleneck.TRAINING, diagnosis
+    assert diagnosis.waiting < 0.05
+    assert "num_workers=1 would do" in diagnosis.change
+    assert diagnosis.expected > diagnosis.samples_per_s
 
 
 def test_decoding_is_the_limit_when_all_processors_are_busy_with_the_transform() -> None:
     with Loader(Numbers(), calculated_picture, batch_size=4, num_workers=2) as loader:
-        verdict = take(loader, 40)
-    assert verdict.limit is Limit.DECODING, verdict
-    assert verdict.transforming > 0.5 > verdict.reading
-    assert "transform cheaper" in verdict.change
+        diagnosis = take(loader, 40)
+    assert diagnosis.bottleneck is Bottleneck.DECODING, diagnosis
+    assert diagnosis.transforming > 0.5 > diagnosis.reading
+    assert "transform cheaper" in diagnosis.change
 
 
 def test_one_worker_for_two_processors_is_too_few() -> None:
     with Loader(Numbers(), calculated_picture, batch_size=4, num_workers=1) as loader:
-        verdict = take(loader, 30)
-    assert verdict.limit is Limit.TOO_FEW_WORKERS, verdict
-    assert verdict.change == "num_workers=2"
-    assert verdict.expected == pytest.approx(2 * verdict.samples_per_s, rel=0.2)
+        diagnosis = take(loader, 30)
+    assert diagnosis.bottleneck is Bottleneck.TOO_FEW_WORKERS, diagnosis
+    assert diagnosis.change == "num_workers=2"
+    assert diagnosis.expected == pytest.approx(2 * diagnosis.samples_per_s, rel=0.2)
 
 
 def test_reading_is_the_limit_when_workers_wait_in_the_source() -> None:
     with Loader(Numbers(pause_s=0.003), picture, batch_size=4, num_workers=2) as loader:
-        verdict = take(loader, 40)
-    assert verdict.limit is Limit.READING, verdict
-    assert verdict.reading > 0.5
-    assert verdict.change.startswith("num_workers=4")
+        diagnosis = take(loader, 40)
+    assert diagnosis.bottleneck is Bottleneck.READING, diagnosis
+    assert diagnosis.reading > 0.5
+    assert diagnosis.change.startswith("num_workers=4")
 
 
 def test_a_list_of_batches_is_found_as_slots_held_downstream() -> None:
@@ -122,10 +122,10 @@ def test_a_list_of_batches_is_found_as_slots_held_downstream() -> None:
             kept.append(batch)
             if len(kept) == 30:
                 break
-        verdict = loader.explain()
-    assert verdict.limit is Limit.SLOTS_HELD, verdict
-    assert verdict.statistics.batches_copied > 0
-    assert "keep fewer batches" in verdict.change
+        diagnosis = loader.explain()
+    assert diagnosis.bottleneck is Bottleneck.SLOTS_HELD, diagnosis
+    assert diagnosis.statistics.batches_copied > 0
+    assert "keep fewer batches" in diagnosis.change
 
 
 def test_two_slots_for_four_workers_are_too_little_memory() -> None:
@@ -133,10 +133,10 @@ def test_two_slots_for_four_workers_are_too_little_memory() -> None:
         slot_bytes = loader.statistics().slot_bytes
     with Loader(Numbers(), slow_picture, batch_size=4, num_workers=4, memory=2 * slot_bytes) as loader:
         assert loader.statistics().slots == 2
-        verdict = take(loader, 40)
-    assert verdict.limit is Limit.TOO_LITTLE_MEMORY, verdict
-    assert verdict.change.startswith('memory="')
-    assert verdict.full > 0
+        diagnosis = take(loader, 40)
+    assert diagnosis.bottleneck is Bottleneck.TOO_LITTLE_MEMORY, diagnosis
+    assert diagnosis.change.startswith('memory="')
+    assert diagnosis.full > 0
 
 
 def test_workers_that_are_killed_again_and_again_are_the_limit() -> None:
@@ -148,9 +148,9 @@ def test_workers_that_are_killed_again_and_again_are_the_limit() -> None:
                 with contextlib.suppress(ProcessLookupError):  # the one that was killed before
                     os.kill(pids[0], signal.SIGKILL)
 
-        verdict = take(loader, 40, between=kill)
-    assert verdict.limit is Limit.WORKERS_LOST, verdict
-    assert "see the log" in verdict.change
+        diagnosis = take(loader, 40, between=kill)
+    assert diagnosis.bottleneck is Bottleneck.WORKERS_LOST, diagnosis
+    assert "see the log" in diagnosis.change
 
 
 def test_processors_that_others_use_are_named() -> None:
@@ -164,9 +164,9 @@ def test_processors_that_others_use_are_named() -> None:
             for worker in statistics.workers
         ),
     )
-    verdict = explain(queueing, cpus=4)
-    assert verdict.limit is Limit.DECODING, verdict
-    assert "queue for a processor 50%" in verdict.reason
+    diagnosis = explain(queueing, cpus=4)
+    assert diagnosis.bottleneck is Bottleneck.DECODING, diagnosis
+    assert "queue for a processor 50%" in diagnosis.reason
 
 
 def test_idle_workers_and_free_slots_leave_the_hand_over() -> None:
@@ -175,64 +175,64 @@ def test_idle_workers_and_free_slots_leave_the_hand_over() -> None:
         statistics = loader.statistics()
     idle = tuple(dataclasses.replace(worker, busy_s=0.01) for worker in statistics.workers)
     waiting = dataclasses.replace(statistics, workers=idle, waited_s=statistics.started_s + 1, full_s=0.0, copied_s=0.0)
-    verdict = explain(waiting, cpus=2)
-    assert verdict.limit is Limit.HANDING_OVER, verdict
-    assert "batch_size" in verdict.change
+    diagnosis = explain(waiting, cpus=2)
+    assert diagnosis.bottleneck is Bottleneck.HANDING_OVER, diagnosis
+    assert "batch_size" in diagnosis.change
 
 
 def test_nothing_is_said_before_there_is_something_to_say() -> None:
     with Loader(Numbers(), picture, batch_size=1, num_workers=1) as loader:
-        verdict = loader.explain()
-        assert verdict.limit is Limit.NOTHING_MEASURED, verdict
+        diagnosis = loader.explain()
+        assert diagnosis.bottleneck is Bottleneck.NOTHING_MEASURED, diagnosis
         batches = iter(loader)
         for delivered in ("0 batches were delivered", "1 batch was delivered"):
             next(batches)
-            verdict = loader.explain()
-            assert verdict.limit is Limit.NOTHING_MEASURED, verdict
-            assert verdict.reason.startswith(f"{delivered}, the first of all left out")
+            diagnosis = loader.explain()
+            assert diagnosis.bottleneck is Bottleneck.NOTHING_MEASURED, diagnosis
+            assert diagnosis.reason.startswith(f"{delivered}, the first of all left out")
 
 
 def test_the_first_batch_is_not_left_out_where_it_was_counted() -> None:
     with Loader(Numbers(), picture, batch_size=1, num_workers=1) as loader:
         next(iter(loader))
-        verdict = explain(loader.statistics(), cpus=2)
-    assert verdict.limit is Limit.NOTHING_MEASURED, verdict
-    assert verdict.reason.startswith("1 batch was delivered;")
+        diagnosis = explain(loader.statistics(), cpus=2)
+    assert diagnosis.bottleneck is Bottleneck.NOTHING_MEASURED, diagnosis
+    assert diagnosis.reason.startswith("1 batch was delivered;")
 
 
 def test_a_long_step_that_is_not_over_is_no_time_to_judge_by() -> None:
     first = dataclasses.replace(measured(), batches=2, seconds=3.0, waited_s=0.008, started_s=0.0, computing_s=0.0002)
-    verdict = explain(first, cpus=2)
-    assert verdict.limit is Limit.NOTHING_MEASURED, verdict
-    assert "a step counts when it is over" in verdict.reason
-    verdict = explain(dataclasses.replace(first, computing_s=2.9), cpus=2)
-    assert verdict.limit is Limit.TRAINING, verdict
+    diagnosis = explain(first, cpus=2)
+    assert diagnosis.bottleneck is Bottleneck.NOTHING_MEASURED, diagnosis
+    assert "a step counts when it is over" in diagnosis.reason
+    diagnosis = explain(dataclasses.replace(first, computing_s=2.9), cpus=2)
+    assert diagnosis.bottleneck is Bottleneck.TRAINING, diagnosis
 
 
 def test_a_verdict_reads_well() -> None:
     with Loader(Numbers(), slow_picture, batch_size=4, num_workers=1) as loader:
         sum(1 for _ in loader)
-        verdict = loader.explain()
-    lines = str(verdict).splitlines()
+        diagnosis = loader.explain()
+    lines = str(diagnosis).splitlines()
     assert [line.split(":")[0] for line in lines] == ["limit", "why", "change", "expect", "numbers"]
-    assert verdict.limit.value in lines[0]
-    assert verdict._repr_html_().count("<tr>") == 4
+    assert diagnosis.bottleneck.value in lines[0]
+    assert diagnosis._repr_html_().count("<tr>") == 4
     with pytest.raises(dataclasses.FrozenInstanceError):
-        verdict.change = ""  # type: ignore[misc]
+        diagnosis.change = ""  # type: ignore[misc]
 
 
 def test_one_slow_sample_in_many_is_named() -> None:
     with Loader(Numbers(), sometimes_slow_picture, batch_size=4, num_workers=2) as loader:
-        verdict = take(loader, 100)
-    assert verdict.limit is Limit.DECODING, verdict
-    assert "even out the work" in verdict.change
+        diagnosis = take(loader, 100)
+    assert diagnosis.bottleneck is Bottleneck.DECODING, diagnosis
+    assert "even out the work" in diagnosis.change
 
 
 def test_a_pause_every_few_batches_is_no_fault_of_the_loader() -> None:
     with Loader(Numbers(), slow_picture, batch_size=4, num_workers=2) as loader:
-        verdict = take(loader, 61, between=lambda number: time.sleep(0.6 if number % 20 == 0 else 0.0))
-    assert verdict.limit is Limit.TRAINING, verdict
-    assert verdict.statistics.full_waited_s < 0.5 * verdict.statistics.full_s
+        diagnosis = take(loader, 61, between=lambda number: time.sleep(0.6 if number % 20 == 0 else 0.0))
+    assert diagnosis.bottleneck is Bottleneck.TRAINING, diagnosis
+    assert diagnosis.statistics.full_waited_s < 0.5 * diagnosis.statistics.full_s
 
 
 def measured(workers: int = 2) -> Statistics:
@@ -260,39 +260,39 @@ def shares(
 
 def test_slots_full_of_ready_batches_are_no_fault_of_the_loader() -> None:
     many = dataclasses.replace(shares(measured(), busy=0.17, waiting=0.16, full=0.69, stuck=0.11), batches=4000)
-    verdict = explain(many, cpus=2)
-    assert verdict.limit is Limit.TRAINING, verdict
-    assert "passing on 400 batches/s" in verdict.reason
-    assert "before it waits" not in verdict.effect  # which it does now and then
-    verdict = explain(shares(measured(), busy=0.2, waiting=0.7, full=0.81, stuck=0.6), cpus=2)
-    assert verdict.limit is Limit.DECODING, verdict
-    assert "even out the work" in verdict.change
+    diagnosis = explain(many, cpus=2)
+    assert diagnosis.bottleneck is Bottleneck.TRAINING, diagnosis
+    assert "passing on 400 batches/s" in diagnosis.reason
+    assert "before it waits" not in diagnosis.effect  # which it does now and then
+    diagnosis = explain(shares(measured(), busy=0.2, waiting=0.7, full=0.81, stuck=0.6), cpus=2)
+    assert diagnosis.bottleneck is Bottleneck.DECODING, diagnosis
+    assert "even out the work" in diagnosis.change
 
 
 def test_slots_that_fill_while_the_consumer_computes_mean_uneven_steps() -> None:
     jitter = shares(measured(), busy=0.63, waiting=0.36, full=0.47, stuck=0.01)
-    verdict = explain(dataclasses.replace(jitter, batches=200), cpus=2)
-    assert verdict.limit is Limit.TRAINING, verdict
-    assert "uneven" in verdict.reason
-    assert "num_workers" not in verdict.change
-    assert verdict.expected == pytest.approx(verdict.samples_per_s / 0.64)  # the rest is training's own
+    diagnosis = explain(dataclasses.replace(jitter, batches=200), cpus=2)
+    assert diagnosis.bottleneck is Bottleneck.TRAINING, diagnosis
+    assert "uneven" in diagnosis.reason
+    assert "num_workers" not in diagnosis.change
+    assert diagnosis.expected == pytest.approx(diagnosis.samples_per_s / 0.64)  # the rest is training's own
 
 
 def test_uneven_steps_want_the_slots_that_memory_did_not_allow() -> None:
     jitter = shares(measured(), busy=0.63, waiting=0.36, full=0.47)
-    verdict = explain(dataclasses.replace(jitter, batches=200, slots_wanted=40, slot_bytes=2**20), cpus=2)
-    assert verdict.limit is Limit.TRAINING, verdict
-    assert 'memory="40MiB"' in verdict.change
+    diagnosis = explain(dataclasses.replace(jitter, batches=200, slots_wanted=40, slot_bytes=2**20), cpus=2)
+    assert diagnosis.bottleneck is Bottleneck.TRAINING, diagnosis
+    assert 'memory="40MiB"' in diagnosis.change
 
 
 def test_more_workers_than_processors_queue_for_each_other() -> None:
     crowded = shares(measured(8), busy=0.98, waiting=0.95, full=0.0, transform_s=0.95, cpu_s=0.25, queued_s=0.75)
-    verdict = explain(crowded, cpus=2)
-    assert verdict.limit is Limit.DECODING, verdict
-    assert "other programs" not in verdict.reason
-    assert "8 workers are more than the 2 processors" in verdict.reason
-    assert verdict.change.startswith("num_workers=2 is as fast")
-    assert verdict.expected < 2 * verdict.samples_per_s
+    diagnosis = explain(crowded, cpus=2)
+    assert diagnosis.bottleneck is Bottleneck.DECODING, diagnosis
+    assert "other programs" not in diagnosis.reason
+    assert "8 workers are more than the 2 processors" in diagnosis.reason
+    assert diagnosis.change.startswith("num_workers=2 is as fast")
+    assert diagnosis.expected < 2 * diagnosis.samples_per_s
 
 
 def test_workers_that_wait_as_well_may_be_more_than_the_processors() -> None:
@@ -302,33 +302,33 @@ def test_workers_that_wait_as_well_may_be_more_than_the_processors() -> None:
 
 def test_more_workers_than_processors_that_others_use_too() -> None:
     crowded = shares(measured(8), busy=0.98, waiting=0.95, full=0.0, transform_s=0.95, cpu_s=0.1, queued_s=0.9)
-    verdict = explain(crowded, cpus=1)
-    assert "8 workers are more than the processor" in verdict.reason
+    diagnosis = explain(crowded, cpus=1)
+    assert "8 workers are more than the processor" in diagnosis.reason
     crowded = dataclasses.replace(crowded, workers=crowded.workers[:4])
-    verdict = explain(crowded, cpus=2)
-    assert "4 workers are more than the 2 processors" in verdict.reason
-    assert "other programs" in verdict.reason
-    assert verdict.change.startswith("num_workers=2 is as fast")
-    assert verdict.expected == pytest.approx(5 * verdict.samples_per_s)  # two processors in place of 0.4
+    diagnosis = explain(crowded, cpus=2)
+    assert "4 workers are more than the 2 processors" in diagnosis.reason
+    assert "other programs" in diagnosis.reason
+    assert diagnosis.change.startswith("num_workers=2 is as fast")
+    assert diagnosis.expected == pytest.approx(5 * diagnosis.samples_per_s)  # two processors in place of 0.4
 
 
 def test_writing_is_the_limit_when_elements_are_large_and_cheap() -> None:
-    verdict = explain(shares(measured(), busy=0.93, waiting=0.9, full=0.0, write_s=0.92, transform_s=0.02), cpus=2)
-    assert verdict.limit is Limit.WRITING, verdict
-    assert "smaller" in verdict.change
+    diagnosis = explain(shares(measured(), busy=0.93, waiting=0.9, full=0.0, write_s=0.92, transform_s=0.02), cpus=2)
+    assert diagnosis.bottleneck is Bottleneck.WRITING, diagnosis
+    assert "smaller" in diagnosis.change
 
 
 def test_one_lost_worker_in_a_long_time_is_not_the_limit() -> None:
     busy = shares(measured(), busy=0.4, waiting=0.9, full=0.0)
 
-    def losing(restarts: int) -> Verdict:
+    def losing(restarts: int) -> Diagnosis:
         first, *others = busy.workers
         workers = (dataclasses.replace(first, restarts=restarts), *others)
         return explain(dataclasses.replace(busy, workers=workers), cpus=2)
 
-    assert losing(1).limit is not Limit.WORKERS_LOST
+    assert losing(1).bottleneck is not Bottleneck.WORKERS_LOST
     assert "1 worker was lost" in losing(1).reason
-    assert losing(20).limit is Limit.WORKERS_LOST
+    assert losing(20).bottleneck is Bottleneck.WORKERS_LOST
     assert "20 workers were lost" in losing(20).reason
 
 
@@ -336,11 +336,11 @@ def test_a_loss_counts_by_the_time_that_it_costs() -> None:
     busy = shares(measured(), busy=0.7, waiting=0.9, full=0.0)
     first, second = busy.workers
     losing = dataclasses.replace(busy, workers=(dataclasses.replace(first, restarts=1, batches=1000), second))
-    assert explain(dataclasses.replace(losing, start_s=0.5), cpus=2).limit is not Limit.WORKERS_LOST
-    assert explain(dataclasses.replace(losing, start_s=5.0), cpus=2).limit is Limit.WORKERS_LOST  # imports a lot
+    assert explain(dataclasses.replace(losing, start_s=0.5), cpus=2).bottleneck is not Bottleneck.WORKERS_LOST
+    assert explain(dataclasses.replace(losing, start_s=5.0), cpus=2).bottleneck is Bottleneck.WORKERS_LOST  # imports a lot
     again = dataclasses.replace(first, restarts=1, batches=1)  # and the batch it was at is made again
     slow = dataclasses.replace(losing, start_s=0.5, workers=(again, dataclasses.replace(second, batches=1)))
-    assert explain(slow, cpus=2).limit is Limit.WORKERS_LOST
+    assert explain(slow, cpus=2).bottleneck is Bottleneck.WORKERS_LOST
 
 
 def test_a_loss_among_few_large_batches_is_not_the_limit_of_busy_workers() -> None:
@@ -349,19 +349,19 @@ def test_a_loss_among_few_large_batches_is_not_the_limit_of_busy_workers() -> No
     losing = dataclasses.replace(
         busy, batches=15, start_s=0.5, workers=(dataclasses.replace(first, restarts=1), second)
     )
-    assert explain(losing, cpus=2).limit is Limit.DECODING
+    assert explain(losing, cpus=2).bottleneck is Bottleneck.DECODING
     # Workers that idle and are lost among few batches may have stalled: nobody measures for how long.
     idle = shares(losing, busy=0.2, waiting=0.9, full=0.0)
-    verdict = explain(dataclasses.replace(idle, batches=15), cpus=2)
-    assert verdict.limit is Limit.WORKERS_LOST
-    assert "takes little" not in verdict.reason
+    diagnosis = explain(dataclasses.replace(idle, batches=15), cpus=2)
+    assert diagnosis.bottleneck is Bottleneck.WORKERS_LOST
+    assert "takes little" not in diagnosis.reason
 
 
 def test_a_loss_costs_nothing_while_the_slots_are_full_of_ready_batches() -> None:
     ahead = shares(measured(), busy=0.2, waiting=0.2, full=0.7)
     first, second = ahead.workers
     ahead = dataclasses.replace(ahead, start_s=4.0, workers=(dataclasses.replace(first, restarts=1), second))
-    assert explain(ahead, cpus=2).limit is Limit.TRAINING
+    assert explain(ahead, cpus=2).bottleneck is Bottleneck.TRAINING
 
 
 def test_the_start_of_a_worker_is_measured_whenever_a_snapshot_is_taken() -> None:

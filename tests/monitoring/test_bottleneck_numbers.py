@@ -1,4 +1,4 @@
-"""The verdict on made-up numbers, without a loader: ten seconds of two workers and a consumer on two processors."""
+"""The diagnosis on made-up numbers, without a loader: ten seconds of two workers and a consumer on two processors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mploader import Limit, Statistics
+from mploader import Bottleneck, Statistics
 from mploader.monitoring.bottleneck import explain
 from mploader.monitoring.statistics import WorkerStatistics
 
@@ -29,43 +29,43 @@ def numbers(*workers: dict[str, float], waited_s: float = 9.0, **changes: Any) -
 @pytest.mark.parametrize(
     ("statistics", "limit", "change"),
     [
-        (numbers(IDLE, IDLE, waited_s=0.1), Limit.TRAINING, "num_workers=1 would do"),
-        (numbers(BUSY, BUSY), Limit.DECODING, "transform cheaper"),
-        (numbers(BUSY, batches=50), Limit.TOO_FEW_WORKERS, "num_workers=2"),
-        (numbers(*[BUSY | {"transform_s": 0.5, "read_s": 9.0, "cpu_s": 1.0}] * 2), Limit.READING, "num_workers=4"),
-        (numbers(*[BUSY | {"transform_s": 0.5, "read_s": 9.0}] * 2), Limit.READING, "reading cheaper"),
-        (numbers(*[BUSY | {"transform_s": 0.5, "write_s": 9.0}] * 2), Limit.WRITING, "elements smaller"),
-        (numbers(*[BUSY | {"cpu_s": 4.7, "queued_s": 4.7}] * 2), Limit.DECODING, "leave the loader more processors"),
-        (numbers(IDLE, IDLE, slots=2, full_s=8.0, full_waited_s=8.0), Limit.TOO_LITTLE_MEMORY, 'memory="10MiB"'),
+        (numbers(IDLE, IDLE, waited_s=0.1), Bottleneck.TRAINING, "num_workers=1 would do"),
+        (numbers(BUSY, BUSY), Bottleneck.DECODING, "transform cheaper"),
+        (numbers(BUSY, batches=50), Bottleneck.TOO_FEW_WORKERS, "num_workers=2"),
+        (numbers(*[BUSY | {"transform_s": 0.5, "read_s": 9.0, "cpu_s": 1.0}] * 2), Bottleneck.READING, "num_workers=4"),
+        (numbers(*[BUSY | {"transform_s": 0.5, "read_s": 9.0}] * 2), Bottleneck.READING, "reading cheaper"),
+        (numbers(*[BUSY | {"transform_s": 0.5, "write_s": 9.0}] * 2), Bottleneck.WRITING, "elements smaller"),
+        (numbers(*[BUSY | {"cpu_s": 4.7, "queued_s": 4.7}] * 2), Bottleneck.DECODING, "leave the loader more processors"),
+        (numbers(IDLE, IDLE, slots=2, full_s=8.0, full_waited_s=8.0), Bottleneck.TOO_LITTLE_MEMORY, 'memory="10MiB"'),
         (
             numbers(IDLE, IDLE, batches_copied=90, copied_s=2.0, waited_s=7.0, full_s=9.0, lent_slot_s=70.0),
-            Limit.SLOTS_HELD, "keep fewer batches",
+            Bottleneck.SLOTS_HELD, "keep fewer batches",
         ),
-        (numbers(*[IDLE | {"restarts": 20}] * 2), Limit.WORKERS_LOST, "see the log"),
-        (numbers(IDLE, IDLE, batches=5000, samples=5000), Limit.HANDING_OVER, "larger batch_size="),
-        (numbers(IDLE, IDLE, full_s=8.0, full_waited_s=1.0), Limit.TRAINING, "spread what takes long"),
-        (numbers(IDLE, IDLE, full_s=8.0, full_waited_s=8.0, lent_slot_s=10.0), Limit.DECODING, "even out the work"),
-        (numbers(IDLE, IDLE, batches=1), Limit.NOTHING_MEASURED, "take some batches first"),
+        (numbers(*[IDLE | {"restarts": 20}] * 2), Bottleneck.WORKERS_LOST, "see the log"),
+        (numbers(IDLE, IDLE, batches=5000, samples=5000), Bottleneck.HANDING_OVER, "larger batch_size="),
+        (numbers(IDLE, IDLE, full_s=8.0, full_waited_s=1.0), Bottleneck.TRAINING, "spread what takes long"),
+        (numbers(IDLE, IDLE, full_s=8.0, full_waited_s=8.0, lent_slot_s=10.0), Bottleneck.DECODING, "even out the work"),
+        (numbers(IDLE, IDLE, batches=1), Bottleneck.NOTHING_MEASURED, "take some batches first"),
     ],
 )  # fmt: skip
-def test_each_limit_is_told_by_its_numbers(statistics: Statistics, limit: Limit, change: str) -> None:
-    verdict = explain(statistics, cpus=2)
-    assert verdict.limit is limit, verdict
-    assert change in verdict.change
-    assert verdict.samples_per_s == pytest.approx(statistics.samples / 10, rel=0.2)
-    assert verdict.expected >= verdict.samples_per_s
+def test_each_limit_is_told_by_its_numbers(statistics: Statistics, limit: Bottleneck, change: str) -> None:
+    diagnosis = explain(statistics, cpus=2)
+    assert diagnosis.bottleneck is limit, diagnosis
+    assert change in diagnosis.change
+    assert diagnosis.samples_per_s == pytest.approx(statistics.samples / 10, rel=0.2)
+    assert diagnosis.expected >= diagnosis.samples_per_s
 
 
 def test_no_change_promises_more_than_training_can_take() -> None:
-    verdict = explain(numbers(BUSY, batches=50, waited_s=1.0), cpus=8)
-    assert verdict.expected == pytest.approx(verdict.samples_per_s / 0.9)
-    assert "where training becomes the limit" in verdict.effect
+    diagnosis = explain(numbers(BUSY, batches=50, waited_s=1.0), cpus=8)
+    assert diagnosis.expected == pytest.approx(diagnosis.samples_per_s / 0.9)
+    assert "where training becomes the limit" in diagnosis.effect
 
 
 def test_a_loss_that_takes_little_is_told_beside_the_limit() -> None:
-    verdict = explain(numbers(BUSY | {"restarts": 1}, BUSY), cpus=2)
-    assert verdict.limit is Limit.DECODING
-    assert "1 worker was lost, which takes little" in verdict.reason
+    diagnosis = explain(numbers(BUSY | {"restarts": 1}, BUSY), cpus=2)
+    assert diagnosis.bottleneck is Bottleneck.DECODING
+    assert "1 worker was lost, which takes little" in diagnosis.reason
 
 
 def test_more_workers_than_processors_are_not_advised() -> None:

@@ -68,7 +68,7 @@ class TestAsKeras:
         assert source[0] == ("C/é.png".encode(), 0)
         assert source[-1] == (b"b/sub-x/1.gif", 2)
         assert [label for _, label in source] == source.labels.tolist() == [0, 1, 2, 2, 2, 2]
-        assert source.describe(1) == str(tmp_path / "a" / "x.bmp") == source.paths[1]
+        assert source.where(1) == str(tmp_path / "a" / "x.bmp") == source.paths[1]
         assert source.paths[-2:] == [str(tmp_path / "b/sub/1.png"), str(tmp_path / "b/sub-x/1.gif")]
         with pytest.raises(IndexError):
             source[6]
@@ -95,7 +95,7 @@ class TestAsKeras:
             file.write(b"data")
         source = pickle.loads(pickle.dumps(ImageFolder(tmp_path)))
         assert source[1] == (b"data", 0)
-        assert source.describe(1) == path
+        assert source.where(1) == path
         assert re.fullmatch("classes [0-9a-f]{16}, files [0-9a-f]{16}", source.fingerprint())
 
 

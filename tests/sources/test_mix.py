@@ -16,7 +16,7 @@ from mploader import Loader
 from mploader.errors import ArgumentError
 from mploader.sampling.mixture import pattern_of, whole_weights, window_error
 from mploader.sampling.plan import Plan
-from mploader.sampling.samplers import ShardShuffle, WindowShuffled, arrange
+from mploader.sampling.samplers import ShardShuffle, ShardWindowSampler, arrange
 from mploader.sources import Concat, Map, Mix, Subset, TFRecordShards
 from mploader.sources.tfrecord_write import TFRecordWriter
 
@@ -159,7 +159,7 @@ def test_mixes_of_mixes_keep_their_proportions() -> None:
         assert letters.count("a") == 60
         for start, stop in itertools.combinations(range(0, 161, 20), 2):
             assert abs(letters[start:stop].count("a") - (stop - start) * 3 / 8) < 2
-    assert outer.describe(0).startswith("sample 0 of a list")
+    assert outer.where(0).startswith("sample 0 of a list")
 
 
 def test_a_bad_sample_of_a_mix_is_replaced_by_one_of_its_source() -> None:
@@ -191,7 +191,7 @@ def test_concat_subset_and_map_read_describe_and_pickle_through_each_other() -> 
     assert evens[50] == 1000
     tripled = Map(evens, lambda number: number * 3)
     assert tripled[51] == 3006
-    assert tripled.describe(51) == "sample 2 of a range"
+    assert tripled.where(51) == "sample 2 of a range"
     backwards = Map(tripled, index=lambda place: 54 - place)
     assert backwards[0] == tripled[54]
     assert Subset(numbers, [-1, 0, 0])[0] == 1009
@@ -302,13 +302,13 @@ class Sharded(Sequence[int]):
 
 def test_each_source_of_a_mix_keeps_its_own_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     dealt = []
-    deal = WindowShuffled._deal
+    deal = ShardWindowSampler._deal
 
-    def noting(order: WindowShuffled, epoch: int, window: int) -> Any:
+    def noting(order: ShardWindowSampler, epoch: int, window: int) -> Any:
         dealt.append((id(order), epoch, window))
         return deal(order, epoch, window)
 
-    monkeypatch.setattr(WindowShuffled, "_deal", noting)
+    monkeypatch.setattr(ShardWindowSampler, "_deal", noting)
     mix = Mix([(Sharded(8, 40), 1) for _ in range(9)])
     order: Any = arrange(mix, len(mix), 0, ShardShuffle(2))
     batches = [order.indices(0, np.arange(start, start + 36)) for start in range(0, len(mix), 36)]

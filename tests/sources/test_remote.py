@@ -64,7 +64,7 @@ def test_globs_folders_and_braces_of_urls_mean_the_same_shards(storage: Storage,
         source = TFRecordShards(storage.url + pattern, raw=True)
         assert names(source) == ALL
         assert source.fingerprint() == local.fingerprint()  # the same data, wherever they lie
-    assert source.describe(31) == f"{storage.url}/1.tfrecord, record 1 at byte {local._offsets[31]}"
+    assert source.where(31) == f"{storage.url}/1.tfrecord, record 1 at byte {local._offsets[31]}"
     assert names(pickle.loads(pickle.dumps(source))) == ALL
 
 

@@ -62,7 +62,7 @@ class TestLayout:
             {"__key__": "x", "cls": b"another folder"},
             {"__key__": "y", "jpg": b"y"},
         ]
-        assert source.describe(1) == f"{tmp_path / '0.tar'}, sample 1 at byte {6 * 512 + 512 * 2 - 512}"
+        assert source.where(1) == f"{tmp_path / '0.tar'}, sample 1 at byte {6 * 512 + 512 * 2 - 512}"
 
     @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
     def test_dialects_and_long_names(self, tmp_path: Path, form: int) -> None:

@@ -135,7 +135,7 @@ class TestSequence:
         assert source.shard_sizes.tolist() == [3, 0, 2]
         assert source[-1] == b"2/1"
         assert source[np.int64(3)] == b"2/0"
-        assert source.describe(4) == f"{tmp_path / '2.tfrecord'}, record 1 at byte {16 + 3}"
+        assert source.where(4) == f"{tmp_path / '2.tfrecord'}, record 1 at byte {16 + 3}"
         assert repr(source) == "TFRecordShards: 5 records in 3 shards"
         for index in (5, -6):
             with pytest.raises(IndexError, match="of 5 samples"):

@@ -42,7 +42,7 @@ class SampleReport:
 
     Attributes:
         index: the sample's number in the source.
-        where: what ``source.describe(index)`` says, or "".
+        where: what ``source.where(index)`` says, or "".
         kind: the name of the original exception's class.
         error: its message.
         traceback: the worker's traceback as text.

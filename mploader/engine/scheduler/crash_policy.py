@@ -59,7 +59,7 @@ class InHand:
     depends_on_epoch: bool = True
 
 
-class Blame:
+class CrashPolicy:
     """Counts how workers have ended.
 
     Args:

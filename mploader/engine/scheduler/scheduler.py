@@ -1,6 +1,6 @@
 """Who owns which task and which slot: the state machine of the pool, without I/O, threads or a clock.
 
-Everything that decides about a task or a slot happens in :class:`Schedule`; the pool only reports events to it and
+Everything that decides about a task or a slot happens in :class:`Scheduler`; the pool only reports events to it and
 carries out what it says. So a test can drive it without a process, and search every interleaving of events.
 
 A *run* is one pass over one epoch. Its *tasks* are its batches, known by their position. A *worker* here is one
@@ -49,7 +49,7 @@ MAX_ATTEMPTS = 3
 """How many workers may be lost with a task outside any sample, or to one sample or element, before it is given up."""
 
 
-class Schedule:
+class Scheduler:
     """The owner of all tasks and slots of one pool. Not thread-safe: the pool calls it under its lock.
 
     Args:
@@ -391,7 +391,7 @@ class Schedule:
 
     def __repr__(self) -> str:
         slots = ", ".join(f"{self.count(state)} {state.name.lower()}" for state in SlotState if self.count(state))
-        return f"<Schedule: slots {slots}; {len(self._workers)} workers, {len(self._runs)} runs>"
+        return f"<Scheduler: slots {slots}; {len(self._workers)} workers, {len(self._runs)} runs>"
 
     # Inside
 

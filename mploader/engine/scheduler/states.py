@@ -95,7 +95,7 @@ class Taken:
     Attributes:
         task: its number.
         failed: the batch could not be made; there is no slot.
-        slot: where it lies; the slot stays lent until :meth:`Schedule.release`. -1: in memory of the trainer.
+        slot: where it lies; the slot stays lent until :meth:`Scheduler.release`. -1: in memory of the trainer.
         copy: too many slots are lent or quarantined already: copy the batch out and release the slot at once.
         stream: the generator that it is from; -1 for a batch of the plan.
     """

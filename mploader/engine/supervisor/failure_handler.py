@@ -13,7 +13,7 @@ from mploader.engine.scheduler.crash_policy import NO_TASK, InHand
 from mploader.engine.scheduler.scheduler import MAX_ATTEMPTS
 from mploader.engine.scheduler.states import Lost, SlotState
 from mploader.engine.supervisor.shared_state import Result
-from mploader.engine.supervisor.worker_table import Crew, Member, printed
+from mploader.engine.supervisor.worker_table import WorkerEntry, WorkerTable, printed
 from mploader.engine.worker.generators import generator_of
 from mploader.errors import StallError, WorkerError
 
@@ -27,7 +27,7 @@ CLOSED_S = 1.0
 """How long a worker may live on that has closed its channel: one that ends is dead by then."""
 
 
-class Losses:
+class FailureHandler:
     """Draws the conclusions from workers that end, and watches for those that hang.
 
     Args:
@@ -35,14 +35,14 @@ class Losses:
         stall_timeout_s: seconds without progress before a worker is replaced.
     """
 
-    def __init__(self, crew: Crew, stall_timeout_s: float) -> None:
+    def __init__(self, crew: WorkerTable, stall_timeout_s: float) -> None:
         self._crew = crew
         self._stall_timeout_s = stall_timeout_s
         self._start_timeout_s = max(stall_timeout_s, START_TIMEOUT_S)
         self._starved_s: float | None = None
         """Since when no slot is left to work with."""
 
-    def worker_ended(self, member: Member, at: InHand, status: int) -> None:
+    def worker_ended(self, member: WorkerEntry, at: InHand, status: int) -> None:
         """A worker is dead and collected: its work goes to others.
 
         Args:
@@ -69,7 +69,7 @@ class Losses:
             self._blame_for(member, at, status)
         member.describing = False
 
-    def _blame_for(self, member: Member, at: InHand, status: int) -> None:
+    def _blame_for(self, member: WorkerEntry, at: InHand, status: int) -> None:
         """Draws the conclusion from the end of a worker.
 
         Raises:
@@ -110,7 +110,7 @@ class Losses:
             report = SampleReport(at.sample, "", "WorkerError", describe_condemned(status), process.printed, group)
             self._crew.answer_description(member, report.to_error(process.name))
 
-    def _fail_hopeless(self, lost: Iterable[Lost], member: Member, status: int) -> None:
+    def _fail_hopeless(self, lost: Iterable[Lost], member: WorkerEntry, status: int) -> None:
         """Makes errors of the tasks that have lost their last attempt."""
         for item in lost:
             if item.failed:
@@ -148,7 +148,7 @@ class Losses:
             member.process.kill()
         self._watch_slots(now)
 
-    def _count_stalls(self, hung: list[Member]) -> None:
+    def _count_stalls(self, hung: list[WorkerEntry]) -> None:
         """Takes note of workers that have hung.
 
         Raises:
@@ -170,11 +170,11 @@ class Losses:
             "where they hang:\n\n" + "\n".join(text for _, text in sorted(self._crew.stacks.items()))
         )
 
-    def _patience_s(self, member: Member) -> float:
+    def _patience_s(self, member: WorkerEntry) -> float:
         """How long a worker may go without progress, in seconds."""
         return self._stall_timeout_s if member.is_ready else self._start_timeout_s
 
-    def _is_late(self, member: Member, now: float) -> bool:
+    def _is_late(self, member: WorkerEntry, now: float) -> bool:
         """Whether a worker hangs, and has had the time to print its stacks."""
         schedule = self._crew.ledger.schedule
         has_work = not member.is_ready or member.describing or bool(
@@ -190,7 +190,7 @@ class Losses:
             member.stacks_asked_s = now
         return False
 
-    def _watch_killed(self, member: Member, now: float) -> None:
+    def _watch_killed(self, member: WorkerEntry, now: float) -> None:
         """Gives up the slots of a worker that does not die.
 
         Raises:

@@ -18,17 +18,17 @@ from mploader.engine.ipc import messages, sample_report
 from mploader.engine.ipc.arena import TEXT_BYTES, SlotMemory
 from mploader.engine.ipc.sample_report import SampleReport
 from mploader.engine.supervisor.shared_state import Result
-from mploader.engine.supervisor.worker_table import Crew, Member
+from mploader.engine.supervisor.worker_table import WorkerEntry, WorkerTable
 from mploader.engine.worker.loop import Description
 
 
-class Intake:
+class MessageHandler:
     """Takes in the messages of all workers."""
 
-    def __init__(self, crew: Crew) -> None:
+    def __init__(self, crew: WorkerTable) -> None:
         self._crew = crew
 
-    def accept(self, member: Member, message: messages.Message, overflow: Array | None) -> bool:
+    def accept(self, member: WorkerEntry, message: messages.Message, overflow: Array | None) -> bool:
         """Carries out one message. False: it makes no sense now."""
         if isinstance(message, messages.Hello):
             if member.is_ready or message.protocol != messages.PROTOCOL:
@@ -44,7 +44,7 @@ class Intake:
             return self._accept_result(member, message, overflow)
         return False
 
-    def _accept_description(self, member: Member, message: messages.Described) -> bool:
+    def _accept_description(self, member: WorkerEntry, message: messages.Described) -> bool:
         if not member.describing or message.index != self._crew.ledger.to_describe:
             return False
         data = member.area.read_text(message.payload_bytes)
@@ -55,7 +55,7 @@ class Intake:
         return True
 
     def _accept_result(
-        self, member: Member, message: messages.Filled | messages.Drawn | messages.Failed, overflow: Array | None
+        self, member: WorkerEntry, message: messages.Filled | messages.Drawn | messages.Failed, overflow: Array | None
     ) -> bool:
         schedule, slots = self._crew.ledger.schedule, self._crew.arena.slots
         if schedule is None or slots is None:

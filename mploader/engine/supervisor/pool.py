@@ -17,10 +17,10 @@ from mploader.batching.writer import BatchLayout
 from mploader.engine.ipc import serialization
 from mploader.engine.ipc.arena import Arena
 from mploader.engine.ipc.sample_report import SampleReport
-from mploader.engine.scheduler.crash_policy import Blame
-from mploader.engine.scheduler.scheduler import Schedule
+from mploader.engine.scheduler.crash_policy import CrashPolicy
+from mploader.engine.scheduler.scheduler import Scheduler
 from mploader.engine.scheduler.states import SlotState, Taken
-from mploader.engine.supervisor.shared_state import Ledger, Result
+from mploader.engine.supervisor.shared_state import PoolState, Result
 from mploader.engine.supervisor.supervisor import Supervisor
 from mploader.engine.supervisor.worker_process import DESCRIPTORS_PER_WORKER
 from mploader.engine.worker.generators import StreamJob
@@ -85,13 +85,13 @@ class Pool:
             self._counters = Counters(num_workers)
             self._num_workers = num_workers
             self._trace: Trace | None = None
-            blame = Blame(
+            blame = CrashPolicy(
                 num_workers,
                 per_epoch=isinstance(job, Job) and (job.takes_rng() or job.source_changes()),
                 skips=isinstance(job, Job) and job.on_bad_sample != "raise",
             )
             try:
-                self._ledger = Ledger(self._arena)
+                self._ledger = PoolState(self._arena)
                 opened.callback(self._close_ledger)
                 supervisor = Supervisor(
                     self._ledger, self._arena, self._counters, job_fd, num_workers, stall_timeout_s, blame,
@@ -124,7 +124,7 @@ class Pool:
         with self._ledger.lock:
             self._ledger.close()
 
-    def describe(self, index: int) -> Description:
+    def probe(self, index: int) -> Description:
         """Lets a worker make the element of one sample and returns its description.
 
         Raises:
@@ -163,11 +163,11 @@ class Pool:
             memory = self._arena.add_slots(serialization.dumps(layout), slots, batch_bytes)
             self._counters.allocated(slots if wanted is None else wanted, memory.slot_bytes)
             self._ledger.layout = layout
-            self._ledger.schedule = Schedule(slots, reserved)
+            self._ledger.schedule = Scheduler(slots, reserved)
             self._ledger.wake()
 
     def open_run(self, epoch: int, length: int, start: int = 0, *, first: int = 0, claimed: bool = True) -> int:
-        """Opens a run over the batches of an epoch; see :meth:`Schedule.open_run`."""
+        """Opens a run over the batches of an epoch; see :meth:`Scheduler.open_run`."""
         self.check_process()
         with self._ledger.lock:
             run = self._open_schedule().open_run(epoch, length, start, first=first, claimed=claimed)
@@ -207,7 +207,7 @@ class Pool:
         self._ledger.give_up_run(run)
 
     def open_pass(self, streams: int, limit: int, window: int, most_made: int) -> int:
-        """Opens a pass over the output of generators; see :meth:`Schedule.open_pass`."""
+        """Opens a pass over the output of generators; see :meth:`Scheduler.open_pass`."""
         self.check_process()
         with self._ledger.lock:
             number = self._open_schedule().open_pass(streams, limit, window, most_made)
@@ -219,7 +219,7 @@ class Pool:
         self._ledger.give_up_pass(number)
 
     def run_of(self, number: int, stream: int) -> int:
-        """Returns the run over one stream of a pass; see :meth:`Schedule.run_of`."""
+        """Returns the run over one stream of a pass; see :meth:`Scheduler.run_of`."""
         self.check_process()
         with self._ledger.lock:
             schedule = self._open_schedule()
@@ -253,18 +253,18 @@ class Pool:
         Of those that are ready, one of the stream that was served least recently comes first. None: all were delivered.
         """
 
-        def heads(schedule: Schedule) -> dict[int, int]:
+        def heads(schedule: Scheduler) -> dict[int, int]:
             _check_pass(schedule, number)
             return schedule.heads(number)
 
         return self._next(heads, left_ns)
 
-    def _next(self, heads: Callable[[Schedule], dict[int, int]], left_ns: int) -> Delivery | None:
+    def _next(self, heads: Callable[[Scheduler], dict[int, int]], left_ns: int) -> Delivery | None:
         self.check_process()
         ledger, asked_ns = self._ledger, time.monotonic_ns()
         wanted: dict[int, int] = {}
 
-        def note(schedule: Schedule) -> dict[int, int]:
+        def note(schedule: Scheduler) -> dict[int, int]:
             nonlocal wanted
             wanted = heads(schedule)
             return wanted
@@ -388,7 +388,7 @@ class Pool:
             if self._trace is not None:
                 self._trace.stop()
 
-    def _open_schedule(self) -> Schedule:
+    def _open_schedule(self) -> Scheduler:
         self._ledger.check()
         assert self._ledger.schedule is not None, "the slots are made before the first run"
         return self._ledger.schedule
@@ -402,7 +402,7 @@ class Pool:
             )
 
 
-def _check_pass(schedule: Schedule, number: int) -> None:
+def _check_pass(schedule: Scheduler, number: int) -> None:
     if not schedule.has_pass(number):
         raise ClosedError(f"pass {number} over the generators is closed")
 

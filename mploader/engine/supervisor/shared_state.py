@@ -1,6 +1,6 @@
 """What consumers and the supervising thread share, under one lock that no other process knows.
 
-The :class:`Ledger` holds the schedule, the results that wait to be taken, the request for a description and the
+The :class:`PoolState` holds the schedule, the results that wait to be taken, the request for a description and the
 error that ended the pool. Every method but the constructor is called with ``ledger.lock`` held, except those
 that say otherwise.
 """
@@ -19,7 +19,7 @@ from mploader.batching.writer import Array, BatchLayout
 from mploader.engine.ipc.arena import Arena
 from mploader.engine.ipc.sample_report import SampleReport
 from mploader.engine.ipc.serialization import SharedFile
-from mploader.engine.scheduler.scheduler import Schedule
+from mploader.engine.scheduler.scheduler import Scheduler
 from mploader.engine.scheduler.states import Taken
 from mploader.engine.worker.loop import Description
 from mploader.errors import ArgumentError, ClosedError, LoaderError
@@ -46,7 +46,7 @@ class Result:
     error: LoaderError | None = None
 
 
-class Ledger:
+class PoolState:
     """The state of a pool."""
 
     def __init__(self, arena: Arena) -> None:
@@ -56,7 +56,7 @@ class Ledger:
         and not through ``changed``: only so no Ctrl-C comes between taking it and knowing that."""
         self.changed = threading.Condition(self.lock)
         """What consumers wait on."""
-        self.schedule: Schedule | None = None
+        self.schedule: Scheduler | None = None
         self.layout: BatchLayout | None = None
         self.results: dict[int, Result] = {}
         self.to_describe: int | None = None
@@ -97,7 +97,7 @@ class Ledger:
         self.description, self.to_describe = None, index
         self.wake()
 
-    def take(self, heads: Callable[[Schedule], dict[int, int]]) -> tuple[int, Taken, Result] | None:
+    def take(self, heads: Callable[[Scheduler], dict[int, int]]) -> tuple[int, Taken, Result] | None:
         """Waits for a batch and takes it out of the schedule.
 
         Args:

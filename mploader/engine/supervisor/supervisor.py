@@ -25,14 +25,14 @@ from typing import Any, ClassVar
 from mploader.engine.ipc import messages, sample_report
 from mploader.engine.ipc.arena import Arena
 from mploader.engine.ipc.sample_report import STALLED
-from mploader.engine.scheduler.crash_policy import NO_TASK, Blame
+from mploader.engine.scheduler.crash_policy import NO_TASK, CrashPolicy
 from mploader.engine.scheduler.states import Lease
 from mploader.engine.supervisor import failure_handler
-from mploader.engine.supervisor.failure_handler import Losses
-from mploader.engine.supervisor.message_handler import Intake, map_file
-from mploader.engine.supervisor.shared_state import Ledger
+from mploader.engine.supervisor.failure_handler import FailureHandler
+from mploader.engine.supervisor.message_handler import MessageHandler, map_file
+from mploader.engine.supervisor.shared_state import PoolState
 from mploader.engine.supervisor.worker_process import WorkerProcess
-from mploader.engine.supervisor.worker_table import Crew, Member
+from mploader.engine.supervisor.worker_table import WorkerEntry, WorkerTable
 from mploader.errors import LoaderError, ResourceError, WorkerError
 from mploader.monitoring.statistics import Counters
 
@@ -70,22 +70,22 @@ class Supervisor:
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: PoolState,
         arena: Arena,
         counters: Counters,
         job_fd: int,
         num_workers: int,
         stall_timeout_s: float,
-        blame: Blame,
+        blame: CrashPolicy,
         shards: Sequence[Any] = (),
     ) -> None:
         self._worker_class = self.worker_class
         self._ledger = ledger
         self._arena = arena
         self._job_fd = job_fd
-        self._crew = Crew(ledger, arena, counters, blame, shards)
-        self._intake = Intake(self._crew)
-        self._losses = Losses(self._crew, stall_timeout_s)
+        self._crew = WorkerTable(ledger, arena, counters, blame, shards)
+        self._intake = MessageHandler(self._crew)
+        self._losses = FailureHandler(self._crew, stall_timeout_s)
         self._epoll = select.epoll()
         self._epoll.register(ledger.wake_fd, select.EPOLLIN)
         self._starts = [0] * num_workers
@@ -172,7 +172,7 @@ class Supervisor:
         self._starts[index] += 1
         if self._starts[index] > 1:
             self._crew.counters.restarted(index)
-        self._crew.members[process.number] = Member(process, area)
+        self._crew.members[process.number] = WorkerEntry(process, area)
         for fd in (process.channel.fileno(), process.pidfd, process.stderr_fd):
             self._epoll.register(fd, select.EPOLLIN)
         with self._ledger.lock:
@@ -204,14 +204,14 @@ class Supervisor:
             if number in self._crew.members:
                 self._crew.members[number].process.send(messages.Forget(run))
 
-    def _renew(self, member: Member, epoch: int) -> None:
+    def _renew(self, member: WorkerEntry, epoch: int) -> None:
         """Tells a worker how the source is in an epoch, where that changes."""
         renewal = self._ledger.renewals.get(epoch)
         if renewal is not None and (member.renewal is None or member.renewal() is not renewal):
             member.process.send(messages.Renew(epoch), renewal.fd)
             member.renewal = weakref.ref(renewal)
 
-    def _open_slots(self, member: Member) -> None:
+    def _open_slots(self, member: WorkerEntry) -> None:
         slots, schedule = self._arena.slots, self._ledger.schedule
         assert slots is not None
         assert schedule is not None
@@ -245,7 +245,7 @@ class Supervisor:
             if process.pidfd in fired:
                 self._bury(member)
 
-    def _forward_stderr(self, member: Member) -> bool:
+    def _forward_stderr(self, member: WorkerEntry) -> bool:
         """Passes on some of what a worker has printed. Returns whether there may be more."""
         data = member.process.read_stderr()
         if data is None:
@@ -257,7 +257,7 @@ class Supervisor:
             self._crew.print(data.decode(errors="replace"))
         return True
 
-    def _receive(self, member: Member) -> None:
+    def _receive(self, member: WorkerEntry) -> None:
         """Takes in every message that a worker has sent; kills a worker that sends nonsense."""
         try:
             while not member.is_distrusted and (received := member.process.receive()) is not None:
@@ -276,7 +276,7 @@ class Supervisor:
 
     # Deaths
 
-    def _bury(self, member: Member) -> None:
+    def _bury(self, member: WorkerEntry) -> None:
         """A worker is dead: its last words are heard, then its work goes to others."""
         process = member.process
         self._receive(member)

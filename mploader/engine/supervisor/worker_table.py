@@ -15,8 +15,8 @@ from typing import Any
 
 from mploader.engine.ipc.arena import Arena, WorkerArea
 from mploader.engine.ipc.serialization import SharedFile
-from mploader.engine.scheduler.crash_policy import DESCRIPTION, Blame, InHand
-from mploader.engine.supervisor.shared_state import Ledger
+from mploader.engine.scheduler.crash_policy import DESCRIPTION, CrashPolicy, InHand
+from mploader.engine.supervisor.shared_state import PoolState
 from mploader.engine.supervisor.worker_process import WorkerProcess
 from mploader.engine.worker.loop import Description
 from mploader.errors import LoaderError
@@ -25,7 +25,7 @@ from mploader.monitoring.statistics import Counters
 log = logging.getLogger("mploader")
 
 
-class Member:
+class WorkerEntry:
     """What the supervisor remembers of one incarnation of a worker."""
 
     def __init__(self, process: WorkerProcess, area: WorkerArea) -> None:
@@ -49,7 +49,7 @@ class Member:
         return f"{self.process.name} (pid {self.process.pid}, {self.process.state})"
 
 
-class Crew:
+class WorkerTable:
     """The workers of one pool, and what there is to know about all of them.
 
     Args:
@@ -61,14 +61,14 @@ class Crew:
     """
 
     def __init__(
-        self, ledger: Ledger, arena: Arena, counters: Counters, blame: Blame, shards: Sequence[Any] = ()
+        self, ledger: PoolState, arena: Arena, counters: Counters, blame: CrashPolicy, shards: Sequence[Any] = ()
     ) -> None:
         self.ledger = ledger
         self.arena = arena
         self.counters = counters
         self.blame = blame
         self.shards = shards
-        self.members: dict[int, Member] = {}
+        self.members: dict[int, WorkerEntry] = {}
         """Those that are not collected yet, by the number of their incarnation."""
         self.ever_ready = False
         self.last_words: dict[int, str] = {}
@@ -78,7 +78,7 @@ class Crew:
         self._to_print: list[str] = []
         self._to_log: list[str] = []
 
-    def in_hand(self, member: Member) -> InHand:
+    def in_hand(self, member: WorkerEntry) -> InHand:
         """What a worker was at."""
         area = member.area
         if member.describing:
@@ -98,7 +98,7 @@ class Crew:
         self.blame.made(task)
         self.stacks.clear()
 
-    def answer_description(self, member: Member, answer: Description | LoaderError) -> None:
+    def answer_description(self, member: WorkerEntry, answer: Description | LoaderError) -> None:
         """Gives the consumer what it has asked of a sample."""
         member.describing = False
         self.made(DESCRIPTION)

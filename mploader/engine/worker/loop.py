@@ -32,7 +32,7 @@ from mploader.engine.ipc.arena import NOTHING_IN_HAND, TEXT_BYTES, SlotMemory, W
 from mploader.engine.ipc.sample_report import SampleReport
 from mploader.engine.worker.generators import StreamFailedError, StreamJob, Streams
 from mploader.engine.worker.parent_death import end_if_forked
-from mploader.engine.worker.stage_timer import Stages, sample_bytes
+from mploader.engine.worker.stage_timer import StageTimer, sample_bytes
 from mploader.errors import SpecError
 from mploader.sampling.plan import Plan, SampleRandom
 
@@ -95,7 +95,7 @@ class Samples:
         self._source_changes = job.source_changes()
         self._random = SampleRandom(job.plan.seed) if job.takes_rng() else None
         self._pid = os.getpid()
-        self.stages = Stages()
+        self.stages = StageTimer()
 
     def renew(self, file: int, job_file: int) -> None:
         """From now on the source is as in a file, which is read when the first sample is."""
@@ -153,13 +153,13 @@ class Samples:
 
     def where(self, index: int) -> str:
         """What the source says of a sample's place; never fails."""
-        describe = getattr(self._source, "describe", None)
-        if describe is None:
+        where = getattr(self._source, "where", None)
+        if where is None:
             return ""
         try:
-            return str(describe(index))
+            return str(where(index))
         except BaseException as error:  # user code, asked while another error is reported
-            return f"describe() raised {sample_report.message_of(error)}"
+            return f"where() raised {sample_report.message_of(error)}"
 
 
 class Worker:

@@ -51,7 +51,7 @@ class _Recent:
             setattr(self, name, getattr(self, name) / 2)
 
 
-class Stages:
+class StageTimer:
     """The sums of one worker.
 
     Attributes:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from mploader.engine.scheduler.scheduler import Schedule
+from mploader.engine.scheduler.scheduler import Scheduler
 from mploader.engine.scheduler.states import Lease, SlotState, Taken
 
 
@@ -38,7 +38,7 @@ class Setting:
         lengths: batches of each run. The last one of a stream is empty, as the end is found after the last element.
         ahead: which runs nobody asks for at first.
         streams: which runs are the output of a generator, one element a batch.
-        ordinal: what dead workers have in hand, as :meth:`Schedule.worker_lost` wants it.
+        ordinal: what dead workers have in hand, as :meth:`Scheduler.worker_lost` wants it.
         backwards: consumers ask for the last batch of a run first.
     """
 
@@ -88,7 +88,7 @@ class World:
     def __init__(self, setting: Setting) -> None:
         self.chances = setting.chances
         self.setting = setting
-        self.schedule = Schedule(setting.slots, setting.reserved, setting.backlog)
+        self.schedule = Scheduler(setting.slots, setting.reserved, setting.backlog)
         self.workers: dict[int, State] = {}
         self.inboxes: dict[int, deque[Lease | int]] = {}
         """Leases, and the runs whose generators to forget."""

@@ -14,7 +14,7 @@ from mploader.engine.scheduler.crash_policy import (
     MAX_EARLY_DEATHS,
     MAX_EARLY_KILLS,
     MAX_EARLY_KILLS_S,
-    Blame,
+    CrashPolicy,
     InHand,
 )
 from mploader.engine.scheduler.scheduler import MAX_ATTEMPTS
@@ -27,14 +27,14 @@ def at(sample: int, epoch: int = 0, task: int = 1) -> InHand:
     return InHand(task, epoch, ordinal=0, sample=sample)
 
 
-def condemn(blame: Blame, sample: int, epoch: int = 0) -> Condemn | None:
+def condemn(blame: CrashPolicy, sample: int, epoch: int = 0) -> Condemn | None:
     """Lets a sample kill as many workers as it takes."""
     return [blame.crashed(at(sample, epoch), SEGV) for _ in range(MAX_ATTEMPTS)][-1]
 
 
 @pytest.mark.parametrize(("per_epoch", "epoch"), [(True, 4), (False, -1)])
 def test_a_sample_that_has_killed_three_workers_is_condemned_once(per_epoch: bool, epoch: int) -> None:
-    blame = Blame(2, per_epoch)
+    blame = CrashPolicy(2, per_epoch)
     sentence = Condemn(7, epoch, SEGV)
     assert [blame.crashed(at(7, epoch=4), SEGV) for _ in range(5)] == [None, None, sentence, None, None]
     assert blame.condemned == [sentence]
@@ -42,12 +42,12 @@ def test_a_sample_that_has_killed_three_workers_is_condemned_once(per_epoch: boo
 
 def test_deaths_in_other_epochs_count_where_a_sample_is_the_same_in_all() -> None:
     for per_epoch, last in ((True, None), (False, Condemn(7, -1, SEGV))):
-        blame = Blame(2, per_epoch)
+        blame = CrashPolicy(2, per_epoch)
         assert [blame.crashed(at(7, epoch), SEGV) for epoch in range(3)] == [None, None, last]
 
 
 def test_a_batch_that_is_made_clears_the_samples_that_were_in_it_and_no_others() -> None:
-    blame = Blame(2, per_epoch=True)
+    blame = CrashPolicy(2, per_epoch=True)
     for _ in range(MAX_ATTEMPTS - 1):
         blame.crashed(at(7, task=1), SEGV)
         blame.crashed(at(8, task=2), SEGV)
@@ -57,7 +57,7 @@ def test_a_batch_that_is_made_clears_the_samples_that_were_in_it_and_no_others()
 
 
 def test_a_sentence_stays_when_its_batch_is_made() -> None:
-    blame = Blame(2, per_epoch=False)
+    blame = CrashPolicy(2, per_epoch=False)
     condemn(blame, 7)
     blame.made(1)
     assert blame.condemned == [Condemn(7, -1, SEGV)]
@@ -65,21 +65,21 @@ def test_a_sentence_stays_when_its_batch_is_made() -> None:
 
 
 def test_sentences_of_epochs_long_over_are_forgotten() -> None:
-    blame = Blame(2, per_epoch=True)
+    blame = CrashPolicy(2, per_epoch=True)
     for epoch in range(EPOCHS_KEPT + 1):
         condemn(blame, sample=epoch, epoch=epoch)
     assert [sentence.epoch for sentence in blame.condemned] == list(range(1, EPOCHS_KEPT + 1))
 
 
 def test_an_element_of_a_generator_is_never_condemned() -> None:
-    blame = Blame(2, per_epoch=False)
+    blame = CrashPolicy(2, per_epoch=False)
     assert condemn(blame, sample=-1) is None
     assert blame.condemned == []
 
 
 @pytest.mark.parametrize("per_epoch", [True, False])
 def test_so_many_condemned_samples_of_one_epoch_are_not_to_blame(per_epoch: bool) -> None:
-    blame = Blame(2, per_epoch)
+    blame = CrashPolicy(2, per_epoch)
     for sample in range(MAX_CONDEMNED):
         condemn(blame, sample)
     assert not blame.too_many_condemned()
@@ -91,21 +91,21 @@ def test_so_many_condemned_samples_of_one_epoch_are_not_to_blame(per_epoch: bool
 
 
 def test_a_suspect_is_on_trial_until_it_is_condemned_or_its_batch_is_delivered() -> None:
-    blame = Blame(2, per_epoch=False)
+    blame = CrashPolicy(2, per_epoch=False)
     assert not blame.is_trying(lambda task: True)
     blame.crashed(at(7), SEGV)
     assert blame.is_trying(lambda task: task == 1)
     assert not blame.is_trying(lambda task: False)
     condemn(blame, 7)
     assert not blame.is_trying(lambda task: True)
-    other = Blame(2, per_epoch=True)
+    other = CrashPolicy(2, per_epoch=True)
     other.crashed(at(7), SEGV)
     assert not other.is_trying(lambda task: True), "in the next epoch it is another sample"
 
 
 @pytest.mark.parametrize(("status", "by_us"), [(1, False), (0, False), (SEGV, False), (KILL, True)])
 def test_workers_that_end_in_a_row_before_a_batch_is_made(status: int, by_us: bool) -> None:
-    blame = Blame(2, per_epoch=True)
+    blame = CrashPolicy(2, per_epoch=True)
     for _ in range(MAX_EARLY_DEATHS - 1):
         assert blame.ended_early(status, by_us, 0.0) is None
     blame.made(1)
@@ -116,36 +116,36 @@ def test_workers_that_end_in_a_row_before_a_batch_is_made(status: int, by_us: bo
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_kills_from_outside_may_be_bad_luck_unless_they_last(number: signal.Signals) -> None:
-    blame = Blame(2, per_epoch=True)
+    blame = CrashPolicy(2, per_epoch=True)
     for kill in range(2 * MAX_EARLY_KILLS):
         assert blame.ended_early(-number, False, 100.0 + kill / 1000) is None, "many, in a moment"
     assert number.name in (blame.ended_early(-number, False, 100.0 + MAX_EARLY_KILLS_S + 1) or "")
-    blame = Blame(2, per_epoch=True)
+    blame = CrashPolicy(2, per_epoch=True)
     for kill in range(MAX_EARLY_KILLS - 1):
         assert blame.ended_early(-number, False, 100.0 * kill) is None, "few, for long"
 
 
 def test_one_sample_that_hangs_is_not_everything() -> None:
-    blame = Blame(3, per_epoch=True)
+    blame = CrashPolicy(3, per_epoch=True)
     assert not any(blame.stalled(InHand(1, 0, ordinal=4, sample=9), worker) for worker in (0, 1, 2, 0))
 
 
 def test_as_many_places_that_hang_as_there_are_workers_are_everything() -> None:
-    blame = Blame(3, per_epoch=True)
+    blame = CrashPolicy(3, per_epoch=True)
     places = [InHand(task, 0, ordinal=0, sample=task) for task in range(3)]
     assert [blame.stalled(place, 0) for place in places] == [False, False, True]
     blame.made(0)
     assert not blame.stalled(places[0], 0)
-    alone = Blame(1, per_epoch=True)
+    alone = CrashPolicy(1, per_epoch=True)
     assert [alone.stalled(place, 0) for place in places[:2]] == [False, True], "a single worker gets a second chance"
 
 
 def test_a_worker_that_hangs_twice_outside_any_sample_is_everything() -> None:
-    blame = Blame(8, per_epoch=True)
+    blame = CrashPolicy(8, per_epoch=True)
     assert [blame.stalled(InHand(), worker) for worker in (0, 1, 0)] == [False, False, True]
 
 
 def test_two_samples_that_hang_while_they_are_described_are_everything() -> None:
-    blame = Blame(8, per_epoch=True)
+    blame = CrashPolicy(8, per_epoch=True)
     found = [blame.stalled(InHand(DESCRIPTION, 0, 0, sample), 0) for sample in (5, 5, 6)]
     assert found == [False, False, True]

@@ -13,7 +13,7 @@ from mploader.engine.scheduler.crash_policy import (
     MAX_HANGS_IN_A_ROW,
     MAX_START_KILLS,
     MAX_START_KILLS_S,
-    Blame,
+    CrashPolicy,
     InHand,
 )
 
@@ -25,58 +25,58 @@ def at(sample: int, epoch: int = 0) -> InHand:
     return InHand(sample // BATCH, epoch, sample % BATCH, sample, sample)
 
 
-def hang(blame: Blame, sample: int, worker: int = 0) -> bool:
+def hang(blame: CrashPolicy, sample: int, worker: int = 0) -> bool:
     """A worker hangs on a sample and is killed. Returns whether the whole run is over."""
     is_general = blame.stalled(at(sample), worker)
     sentence = blame.crashed(at(sample), STALLED)
     return is_general or (sentence is not None and blame.too_many_hang(at(sample)))
 
 
-def condemned(blame: Blame) -> list[int]:
+def condemned(blame: CrashPolicy) -> list[int]:
     return sorted(sentence.index for sentence in blame.condemned)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_two_samples_of_one_batch_that_hang_are_condemned_one_after_the_other(workers: int) -> None:
-    blame = Blame(workers, per_epoch=False, skips=True)
+    blame = CrashPolicy(workers, per_epoch=False, skips=True)
     assert not any(hang(blame, sample) for sample in (19, 19, 19, 21, 21, 21))
     assert condemned(blame) == [19, 21]
 
 
 @pytest.mark.parametrize("skips", [False, True])
 def test_a_sample_that_is_condemned_is_not_held_against_the_next_one(skips: bool) -> None:
-    blame = Blame(1, per_epoch=False, skips=skips)
+    blame = CrashPolicy(1, per_epoch=False, skips=skips)
     assert not any(hang(blame, 19) for _ in range(3))
     assert not hang(blame, 21)
 
 
 def test_samples_that_hang_in_all_workers_at_once_are_condemned_where_bad_samples_are_skipped() -> None:
-    blame = Blame(2, per_epoch=False, skips=True)
+    blame = CrashPolicy(2, per_epoch=False, skips=True)
     assert not any(hang(blame, sample, worker) for _ in range(3) for worker, sample in enumerate((19, 27)))
     assert condemned(blame) == [19, 27]
 
 
 def test_all_workers_hanging_at_once_are_the_end_where_bad_samples_are_not_skipped() -> None:
-    blame = Blame(2, per_epoch=False)
+    blame = CrashPolicy(2, per_epoch=False)
     assert [hang(blame, sample, worker) for worker, sample in enumerate((19, 27))] == [False, True]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_samples_in_a_row_that_hang_are_hardly_to_blame(workers: int) -> None:
-    blame = Blame(workers, per_epoch=False, skips=True)
+    blame = CrashPolicy(workers, per_epoch=False, skips=True)
     samples = [sample for sample in (15, 17, 16) for _ in range(3)]  # across the border of two batches
     assert [hang(blame, sample) for sample in samples] == [False] * 8 + [True]
 
 
 def test_replacements_that_hang_in_one_place_count_as_a_row() -> None:
-    blame = Blame(1, per_epoch=False, skips=True)
+    blame = CrashPolicy(1, per_epoch=False, skips=True)
     chain = [InHand(0, 0, 5, sample, 5) for sample in (5, 70, 80) for _ in range(3)]
     over = [blame.crashed(each, STALLED) is not None and blame.too_many_hang(each) for each in chain]
     assert over == [False] * 8 + [True]
 
 
 def test_samples_that_hang_in_other_epochs_or_that_crash_make_no_row() -> None:
-    blame = Blame(1, per_epoch=True, skips=True)
+    blame = CrashPolicy(1, per_epoch=True, skips=True)
     for sample in range(MAX_HANGS_IN_A_ROW):
         for _ in range(3):
             blame.crashed(at(sample, epoch=sample), STALLED)
@@ -86,7 +86,7 @@ def test_samples_that_hang_in_other_epochs_or_that_crash_make_no_row() -> None:
 
 
 def test_descriptions_that_hang_do_not_count_as_places_of_the_epoch() -> None:
-    blame = Blame(1, per_epoch=False, skips=True)
+    blame = CrashPolicy(1, per_epoch=False, skips=True)
     for sample in (70, 80):
         for _ in range(3):
             blame.crashed(InHand(DESCRIPTION, 0, 0, sample), STALLED)
@@ -95,19 +95,19 @@ def test_descriptions_that_hang_do_not_count_as_places_of_the_epoch() -> None:
 
 @pytest.mark.parametrize("skips", [False, True])
 def test_hanging_twice_outside_any_sample_is_the_end(skips: bool) -> None:
-    blame = Blame(4, per_epoch=False, skips=skips)
+    blame = CrashPolicy(4, per_epoch=False, skips=skips)
     assert [blame.stalled(InHand(), worker=1) for _ in range(2)] == [False, True]
 
 
 def test_a_sample_that_ends_workers_while_it_is_read_is_condemned_for_all_epochs() -> None:
-    blame = Blame(2, per_epoch=True)
+    blame = CrashPolicy(2, per_epoch=True)
     reading = [InHand(4, epoch, 1, 9, depends_on_epoch=False) for epoch in (3, 4, 3)]
     assert [blame.crashed(each, -11) for each in reading] == [None, None, Condemn(9, -1, -11)]
     assert not blame.is_trying(lambda task: True)
 
 
 def test_a_sample_on_trial_for_all_epochs_is_in_hand_in_one_of_them_only() -> None:
-    blame = Blame(2, per_epoch=True)
+    blame = CrashPolicy(2, per_epoch=True)
     blame.crashed(InHand(4, 3, 1, 9, depends_on_epoch=False), -11)
     assert blame.is_trying(lambda task: True)
 
@@ -115,12 +115,12 @@ def test_a_sample_on_trial_for_all_epochs_is_in_hand_in_one_of_them_only() -> No
 def test_kills_before_any_worker_was_ready_end_sooner() -> None:
     late_s = MAX_START_KILLS_S + 1
     for was_ready, count in ((False, MAX_START_KILLS), (True, MAX_START_KILLS)):
-        blame = Blame(2, per_epoch=False)
+        blame = CrashPolicy(2, per_epoch=False)
         said = [blame.ended_early(-signal.SIGKILL, False, late_s * n, was_ready) for n in range(count)]
         assert [text is not None for text in said] == [False] * (count - 1) + [not was_ready]
 
 
 def test_a_burst_of_kills_at_the_start_is_bad_luck() -> None:
-    blame = Blame(2, per_epoch=False)
+    blame = CrashPolicy(2, per_epoch=False)
     burst = [blame.ended_early(-signal.SIGKILL, False, MAX_START_KILLS_S * n / 100, was_ready=False) for n in range(99)]
     assert set(burst) == {None}

@@ -15,7 +15,7 @@ import pytest
 
 from mploader.batching.spec import ArraySpec
 from mploader.batching.writer import BatchLayout, Fixed
-from mploader.engine.scheduler.scheduler import Schedule
+from mploader.engine.scheduler.scheduler import Scheduler
 from mploader.engine.scheduler.states import IllegalEventError, Lease, SlotState
 from mploader.engine.worker.generators import StreamJob
 from mploader.loader.generator_pool import GeneratorPool
@@ -26,21 +26,21 @@ pytestmark = pytest.mark.usefixtures("workers_in_threads")
 DEADLINE_S = 20.0
 
 
-def started(slots: int = 16, workers: int = 2, backlog: int = 2) -> Schedule:
-    schedule = Schedule(slots, 1, backlog)
+def started(slots: int = 16, workers: int = 2, backlog: int = 2) -> Scheduler:
+    schedule = Scheduler(slots, 1, backlog)
     for worker in range(workers):
         schedule.worker_ready(worker)
     return schedule
 
 
-def lease_all(schedule: Schedule) -> list[Lease]:
+def lease_all(schedule: Scheduler) -> list[Lease]:
     leases = []
     while (lease := schedule.lease()) is not None:
         leases.append(lease)
     return leases
 
 
-def draw(schedule: Schedule, lease: Lease, *, is_last: bool = False) -> None:
+def draw(schedule: Scheduler, lease: Lease, *, is_last: bool = False) -> None:
     assert schedule.drawn(lease, elements=0 if is_last else 1, is_last=is_last, checksum=0)
 
 

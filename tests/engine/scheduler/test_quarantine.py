@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from mploader.engine.scheduler.scheduler import Schedule
+from mploader.engine.scheduler.scheduler import Scheduler
 from mploader.engine.scheduler.states import Lease, SlotState, Taken
 
 
-def started(slots: int, reserved: int) -> Schedule:
-    schedule = Schedule(slots, reserved)
+def started(slots: int, reserved: int) -> Scheduler:
+    schedule = Scheduler(slots, reserved)
     schedule.worker_ready(0)
     return schedule
 
 
-def lease(schedule: Schedule) -> Lease:
+def lease(schedule: Scheduler) -> Lease:
     found = schedule.lease()
     assert found is not None
     return found
 
 
-def take(schedule: Schedule, run: int, position: int) -> Taken:
+def take(schedule: Scheduler, run: int, position: int) -> Taken:
     taken = schedule.take(run, position)
     assert taken is not None
     return taken
 
 
-def hang(schedule: Schedule, worker: int) -> None:
+def hang(schedule: Scheduler, worker: int) -> None:
     """A worker hangs in the kernel, and another one takes its place."""
     schedule.worker_abandoned(worker, 0)
     schedule.worker_ready(worker + 1)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mploader.engine.scheduler.scheduler import MAX_ATTEMPTS, Schedule
+from mploader.engine.scheduler.scheduler import MAX_ATTEMPTS, Scheduler
 from mploader.engine.scheduler.states import (
     SLOT_MOVES,
     TASK_MOVES,
@@ -19,21 +19,21 @@ from mploader.engine.scheduler.states import (
 )
 
 
-def started(slots: int = 4, reserved: int = 1, workers: int = 1, backlog: int = 2) -> Schedule:
-    schedule = Schedule(slots, reserved, backlog)
+def started(slots: int = 4, reserved: int = 1, workers: int = 1, backlog: int = 2) -> Scheduler:
+    schedule = Scheduler(slots, reserved, backlog)
     for worker in range(workers):
         schedule.worker_ready(worker)
     return schedule
 
 
-def lease_all(schedule: Schedule) -> list[Lease]:
+def lease_all(schedule: Scheduler) -> list[Lease]:
     leases = []
     while (lease := schedule.lease()) is not None:
         leases.append(lease)
     return leases
 
 
-def finish(schedule: Schedule, lease: Lease) -> bool:
+def finish(schedule: Scheduler, lease: Lease) -> bool:
     return schedule.filled(lease)
 
 
@@ -110,7 +110,7 @@ def test_every_task_event_that_the_table_does_not_have_raises_and_changes_nothin
         lambda schedule, run: setattr(schedule, "is_ahead_held", True),
     ],
 )
-def test_a_snapshot_tells_of_every_change(change: Callable[[Schedule, int], object]) -> None:
+def test_a_snapshot_tells_of_every_change(change: Callable[[Scheduler, int], object]) -> None:
     schedule = started()
     run = schedule.open_run(0, 10, claimed=False)
     schedule.lease()

@@ -13,21 +13,21 @@ from mploader.batching.spec import ArraySpec
 from mploader.engine.ipc import messages, sample_report, serialization
 from mploader.engine.ipc.sample_report import SampleReport
 from mploader.engine.scheduler.states import Lease, SlotState
-from mploader.engine.supervisor.message_handler import Intake, map_file
+from mploader.engine.supervisor.message_handler import MessageHandler, map_file
 from mploader.engine.worker.loop import Description
 from mploader.errors import SampleError
-from mploader.testing.fakes import FakeCrew
+from mploader.testing.fakes import FakeWorkerTable
 
 
 @pytest.fixture
-def crew() -> Iterator[FakeCrew]:
-    made = FakeCrew()
+def crew() -> Iterator[FakeWorkerTable]:
+    made = FakeWorkerTable()
     with made.ledger.lock:
         yield made
         made.close()
 
 
-def leased(crew: FakeCrew) -> Lease:
+def leased(crew: FakeWorkerTable) -> Lease:
     lease = crew.schedule.lease()
     assert lease is not None
     return lease
@@ -45,9 +45,9 @@ def report(**changes: Any) -> SampleReport:
                             "group": "content"} | changes))  # fmt: skip
 
 
-def test_a_result_commits_its_batch(crew: FakeCrew) -> None:
+def test_a_result_commits_its_batch(crew: FakeWorkerTable) -> None:
     lease = leased(crew)
-    assert Intake(crew.crew).accept(crew.members[0], filled(lease), None)
+    assert MessageHandler(crew.crew).accept(crew.members[0], filled(lease), None)
     assert crew.ledger.results[lease.task].samples == 8
     taken = crew.schedule.take(crew.run, 0)
     assert taken is not None
@@ -59,52 +59,52 @@ def test_a_result_commits_its_batch(crew: FakeCrew) -> None:
                 {"batch_bytes": 10**9}, {"samples": -1}],
 )  # fmt: skip
 def test_a_result_that_is_not_that_of_the_lease_is_refused_and_changes_nothing(
-    crew: FakeCrew, changes: dict[str, int]
+    crew: FakeWorkerTable, changes: dict[str, int]
 ) -> None:
     lease = leased(crew)
-    assert not Intake(crew.crew).accept(crew.members[0], filled(lease, **changes), None)
+    assert not MessageHandler(crew.crew).accept(crew.members[0], filled(lease, **changes), None)
     assert crew.schedule.leases(0) == (lease,)
     assert not crew.ledger.results
 
 
-def test_the_result_of_another_worker_is_refused(crew: FakeCrew) -> None:
+def test_the_result_of_another_worker_is_refused(crew: FakeWorkerTable) -> None:
     lease = leased(crew)
-    assert not Intake(crew.crew).accept(crew.members[1], filled(lease), None)
+    assert not MessageHandler(crew.crew).accept(crew.members[1], filled(lease), None)
     assert crew.schedule.leases(0) == (lease,)
 
 
-def test_the_late_result_of_a_worker_that_was_killed_is_passed_over(crew: FakeCrew) -> None:
+def test_the_late_result_of_a_worker_that_was_killed_is_passed_over(crew: FakeWorkerTable) -> None:
     lease = leased(crew)
     crew.process(0).kill()
     crew.schedule.worker_lost(0, None)
-    assert Intake(crew.crew).accept(crew.members[0], filled(lease), None)
+    assert MessageHandler(crew.crew).accept(crew.members[0], filled(lease), None)
     assert not crew.ledger.results
 
 
-def test_reports_of_bad_samples_are_read_before_the_slot_goes_to_others(crew: FakeCrew) -> None:
+def test_reports_of_bad_samples_are_read_before_the_slot_goes_to_others(crew: FakeWorkerTable) -> None:
     lease = leased(crew)
     assert crew.arena.slots is not None
     data = sample_report.encode([report()], 10_000)
     size = crew.arena.slots.write_report(lease.slot, data)
-    assert Intake(crew.crew).accept(crew.members[0], filled(lease, report_bytes=size), None)
+    assert MessageHandler(crew.crew).accept(crew.members[0], filled(lease, report_bytes=size), None)
     assert crew.ledger.results[lease.task].reports == [report()]
 
 
-def test_a_crash_is_reported_with_what_its_worker_printed(crew: FakeCrew) -> None:
+def test_a_crash_is_reported_with_what_its_worker_printed(crew: FakeWorkerTable) -> None:
     lease = leased(crew)
     assert crew.arena.slots is not None
     crew.crew.last_words[7] = "Segmentation fault"
     size = crew.arena.slots.write_report(lease.slot, sample_report.encode([report(group="crash")], 10_000))
-    assert Intake(crew.crew).accept(crew.members[0], filled(lease, report_bytes=size), None)
+    assert MessageHandler(crew.crew).accept(crew.members[0], filled(lease, report_bytes=size), None)
     assert crew.ledger.results[lease.task].reports[0].traceback == "Segmentation fault"
 
 
-def test_a_failure_is_the_error_of_its_batch(crew: FakeCrew) -> None:
+def test_a_failure_is_the_error_of_its_batch(crew: FakeWorkerTable) -> None:
     lease = leased(crew)
     assert crew.arena.slots is not None
     size = crew.arena.slots.write_report(lease.slot, sample_report.encode([report()], 10_000))
     message = messages.Failed(lease.task, lease.attempt, lease.slot, lease.generation, size)
-    assert Intake(crew.crew).accept(crew.members[0], message, None)
+    assert MessageHandler(crew.crew).accept(crew.members[0], message, None)
     error = crew.ledger.results[lease.task].error
     assert isinstance(error, SampleError)
     assert "sample 7 (a file) failed in worker 0: ValueError: rotten" in str(error)
@@ -112,16 +112,16 @@ def test_a_failure_is_the_error_of_its_batch(crew: FakeCrew) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 10, 70_000])
-def test_a_report_that_cannot_be_read_is_a_breach_of_the_protocol(crew: FakeCrew, size: int) -> None:
+def test_a_report_that_cannot_be_read_is_a_breach_of_the_protocol(crew: FakeWorkerTable, size: int) -> None:
     lease = leased(crew)
     message = messages.Failed(lease.task, lease.attempt, lease.slot, lease.generation, size)
     with pytest.raises(messages.ProtocolError):
-        Intake(crew.crew).accept(crew.members[0], message, None)
+        MessageHandler(crew.crew).accept(crew.members[0], message, None)
     assert crew.schedule.leases(0) == (lease,)
 
 
-def test_a_worker_says_hello_once_and_in_the_same_version(crew: FakeCrew) -> None:
-    intake, member = Intake(crew.crew), crew.members[0]
+def test_a_worker_says_hello_once_and_in_the_same_version(crew: FakeWorkerTable) -> None:
+    intake, member = MessageHandler(crew.crew), crew.members[0]
     member.is_ready = False
     assert not intake.accept(member, messages.Hello(messages.PROTOCOL + 1, 1), None)
     assert not member.is_ready
@@ -129,8 +129,8 @@ def test_a_worker_says_hello_once_and_in_the_same_version(crew: FakeCrew) -> Non
     assert not intake.accept(member, messages.Hello(messages.PROTOCOL, 1), None)
 
 
-def test_a_description_answers_who_has_asked(crew: FakeCrew) -> None:
-    intake, member = Intake(crew.crew), crew.members[0]
+def test_a_description_answers_who_has_asked(crew: FakeWorkerTable) -> None:
+    intake, member = MessageHandler(crew.crew), crew.members[0]
     description = Description(ArraySpec((3,), np.dtype(np.int64)), (24,))
     size = member.area.write_text(serialization.dumps(description))
     assert not intake.accept(member, messages.Described(5, 1, size), None), "nobody has asked"
@@ -142,8 +142,8 @@ def test_a_description_answers_who_has_asked(crew: FakeCrew) -> None:
     assert not member.describing
 
 
-def test_what_only_the_trainer_says_makes_no_sense_from_a_worker(crew: FakeCrew) -> None:
-    assert not Intake(crew.crew).accept(crew.members[0], messages.Describe(1), None)
+def test_what_only_the_trainer_says_makes_no_sense_from_a_worker(crew: FakeWorkerTable) -> None:
+    assert not MessageHandler(crew.crew).accept(crew.members[0], messages.Describe(1), None)
 
 
 def test_a_file_that_cannot_be_mapped_is_a_breach_of_the_protocol() -> None:

@@ -60,7 +60,7 @@ def values(delivery: Delivery) -> list[int]:
 
 def test_a_sample_is_described_by_a_worker() -> None:
     pool = Pool(job(lambda sample: {"x": np.zeros((2, 3), np.float32), "text": "ab"}), 1, 60.0)
-    described = pool.describe(7)
+    described = pool.probe(7)
     pool.close()
     assert described.structure["x"] == ArraySpec((2, 3), np.dtype(np.float32))
     assert sorted(described.component_bytes) == [2, 24]
@@ -69,8 +69,8 @@ def test_a_sample_is_described_by_a_worker() -> None:
 def test_a_sample_that_cannot_be_described_is_an_error_and_the_pool_goes_on() -> None:
     pool = Pool(job(fail_at(3)), 1, 60.0)
     with pytest.raises(SampleError, match="sample 3 is rotten"):
-        pool.describe(3)
-    assert pool.describe(4).component_bytes == (16,)
+        pool.probe(3)
+    assert pool.probe(4).component_bytes == (16,)
     pool.close()
 
 
@@ -228,7 +228,7 @@ def test_a_closed_pool_says_so_and_can_be_closed_again(pool: Pool) -> None:
     pool.close()
     pool.close()
     calls: list[Callable[[], object]] = [
-        lambda: pool.next_batch(run, 0), lambda: pool.open_run(1, 10), lambda: pool.describe(0),
+        lambda: pool.next_batch(run, 0), lambda: pool.open_run(1, 10), lambda: pool.probe(0),
         lambda: pool.claim(run), lambda: pool.renew(0, []), lambda: pool.allocate(LAYOUT, 64, 4, 1),
     ]  # fmt: skip
     for call in calls:

@@ -11,9 +11,9 @@ from typing import Any, cast
 import pytest
 
 from mploader.engine.ipc.arena import Arena
-from mploader.engine.scheduler.scheduler import Schedule
+from mploader.engine.scheduler.scheduler import Scheduler
 from mploader.engine.scheduler.states import SlotState
-from mploader.engine.supervisor.shared_state import Ledger, Result
+from mploader.engine.supervisor.shared_state import PoolState, Result
 from mploader.errors import ClosedError, LoaderError, SampleError, WorkerError
 
 WAIT_S = 30.0
@@ -30,22 +30,22 @@ def arena() -> FakeArena:
 
 
 @pytest.fixture
-def ledger(arena: FakeArena) -> Iterator[Ledger]:
+def ledger(arena: FakeArena) -> Iterator[PoolState]:
     """A ledger with two slots and one worker that can be given leases; nothing is to be woken."""
-    made = Ledger(cast(Arena, arena))
-    made.schedule = Schedule(slots=2, reserved=1)
+    made = PoolState(cast(Arena, arena))
+    made.schedule = Scheduler(slots=2, reserved=1)
     made.schedule.worker_ready(0)
     yield made
     with made.lock:
         made.close()
 
 
-def schedule_of(ledger: Ledger) -> Schedule:
+def schedule_of(ledger: PoolState) -> Scheduler:
     assert ledger.schedule is not None
     return ledger.schedule
 
 
-def fill(ledger: Ledger, result: Result) -> None:
+def fill(ledger: PoolState, result: Result) -> None:
     """Does what the supervising thread does for one batch."""
     lease = schedule_of(ledger).lease()
     assert lease is not None
@@ -54,7 +54,7 @@ def fill(ledger: Ledger, result: Result) -> None:
     ledger.changed.notify_all()
 
 
-def is_woken(ledger: Ledger) -> bool:
+def is_woken(ledger: PoolState) -> bool:
     """Whether the supervising thread would wake; a second call says no."""
     woken = bool(select.select([ledger.wake_fd], [], [], 0)[0])
     if woken:
@@ -62,12 +62,12 @@ def is_woken(ledger: Ledger) -> bool:
     return woken
 
 
-def wants(heads: dict[int, int]) -> Callable[[Schedule], dict[int, int]]:
+def wants(heads: dict[int, int]) -> Callable[[Scheduler], dict[int, int]]:
     """What a consumer says that it wants: positions by run."""
     return lambda schedule: heads
 
 
-def taking(ledger: Ledger, heads: dict[int, int]) -> tuple[threading.Thread, list[Any]]:
+def taking(ledger: PoolState, heads: dict[int, int]) -> tuple[threading.Thread, list[Any]]:
     """A consumer that waits for a batch, and what it has got."""
     got: list[Any] = []
 
@@ -84,7 +84,7 @@ def taking(ledger: Ledger, heads: dict[int, int]) -> tuple[threading.Thread, lis
     return consumer, got
 
 
-def test_a_batch_is_taken_with_its_result(ledger: Ledger) -> None:
+def test_a_batch_is_taken_with_its_result(ledger: PoolState) -> None:
     with ledger.lock:
         run = schedule_of(ledger).open_run(0, 2)
         result = Result(samples=4, size=100)
@@ -95,7 +95,7 @@ def test_a_batch_is_taken_with_its_result(ledger: Ledger) -> None:
         assert schedule_of(ledger).count(SlotState.LENT) == 1
 
 
-def test_of_several_runs_the_one_that_is_ready_is_taken(ledger: Ledger) -> None:
+def test_of_several_runs_the_one_that_is_ready_is_taken(ledger: PoolState) -> None:
     with ledger.lock:
         slow, quick = (schedule_of(ledger).open_run(epoch, 2) for epoch in range(2))
         schedule_of(ledger).take(quick, 0)  # it is waited for, so it is made first
@@ -104,7 +104,7 @@ def test_of_several_runs_the_one_that_is_ready_is_taken(ledger: Ledger) -> None:
         assert (run, result.samples) == (quick, 9)
 
 
-def test_a_consumer_waits_until_its_batch_is_there(ledger: Ledger) -> None:
+def test_a_consumer_waits_until_its_batch_is_there(ledger: PoolState) -> None:
     with ledger.lock:
         run = schedule_of(ledger).open_run(0, 2)
     consumer, got = taking(ledger, {run: 0})
@@ -115,7 +115,7 @@ def test_a_consumer_waits_until_its_batch_is_there(ledger: Ledger) -> None:
 
 
 @pytest.mark.parametrize("end", ["fail", "stop"])
-def test_a_consumer_that_waits_hears_of_the_end(ledger: Ledger, end: str) -> None:
+def test_a_consumer_that_waits_hears_of_the_end(ledger: PoolState, end: str) -> None:
     with ledger.lock:
         run = schedule_of(ledger).open_run(0, 2)
     consumer, got = taking(ledger, {run: 0})
@@ -128,7 +128,7 @@ def test_a_consumer_that_waits_hears_of_the_end(ledger: Ledger, end: str) -> Non
     assert [type(error) for error in got] == [WorkerError if end == "fail" else ClosedError]
 
 
-def test_an_error_is_the_answer_to_every_call_and_the_first_one_stays(ledger: Ledger) -> None:
+def test_an_error_is_the_answer_to_every_call_and_the_first_one_stays(ledger: PoolState) -> None:
     with ledger.lock:
         ledger.check()
         ledger.fail(SampleError("sample 5 is bad"))
@@ -142,7 +142,7 @@ def test_an_error_is_the_answer_to_every_call_and_the_first_one_stays(ledger: Le
         assert ledger.stopping
 
 
-def test_an_error_outlasts_the_close_and_a_closed_one_says_so(ledger: Ledger) -> None:
+def test_an_error_outlasts_the_close_and_a_closed_one_says_so(ledger: PoolState) -> None:
     with ledger.lock:
         ledger.request_stop()
         with pytest.raises(ClosedError, match="the loader is closed"):
@@ -153,7 +153,7 @@ def test_an_error_outlasts_the_close_and_a_closed_one_says_so(ledger: Ledger) ->
             ledger.check()
 
 
-def test_a_run_that_is_over_says_so(ledger: Ledger) -> None:
+def test_a_run_that_is_over_says_so(ledger: PoolState) -> None:
     with ledger.lock:
         run = schedule_of(ledger).open_run(0, 1)
         ledger.give_up_run(run)
@@ -161,7 +161,7 @@ def test_a_run_that_is_over_says_so(ledger: Ledger) -> None:
             ledger.take(wants({run: 0}))
 
 
-def test_slots_and_runs_that_finalizers_have_left_are_collected(ledger: Ledger, arena: FakeArena) -> None:
+def test_slots_and_runs_that_finalizers_have_left_are_collected(ledger: PoolState, arena: FakeArena) -> None:
     with ledger.lock:
         schedule = schedule_of(ledger)
         kept, dropped = schedule.open_run(0, 2), schedule.open_run(1, 2)
@@ -178,7 +178,7 @@ def test_slots_and_runs_that_finalizers_have_left_are_collected(ledger: Ledger, 
         assert (schedule.has_run(kept), schedule.has_run(dropped)) == (True, False)
 
 
-def test_the_supervising_thread_is_woken_only_for_workers_that_can_take_work(ledger: Ledger) -> None:
+def test_the_supervising_thread_is_woken_only_for_workers_that_can_take_work(ledger: PoolState) -> None:
     with ledger.lock:
         schedule_of(ledger).open_run(0, 9)
         ledger.wake_for_work()
@@ -189,7 +189,7 @@ def test_the_supervising_thread_is_woken_only_for_workers_that_can_take_work(led
         assert not is_woken(ledger)
 
 
-def test_it_is_woken_for_a_description_and_for_the_end(ledger: Ledger) -> None:
+def test_it_is_woken_for_a_description_and_for_the_end(ledger: PoolState) -> None:
     with ledger.lock:
         ledger.ask_for_description(7)
         assert (ledger.to_describe, ledger.description, is_woken(ledger)) == (7, None, True)
@@ -198,14 +198,14 @@ def test_it_is_woken_for_a_description_and_for_the_end(ledger: Ledger) -> None:
     assert is_woken(ledger)
 
 
-def test_waking_one_that_is_gone_is_harmless(ledger: Ledger) -> None:
+def test_waking_one_that_is_gone_is_harmless(ledger: PoolState) -> None:
     with ledger.lock:
         ledger.close()
     ledger.wake()
     ledger.request_stop()
 
 
-def test_who_holds_the_lock(ledger: Ledger) -> None:
+def test_who_holds_the_lock(ledger: PoolState) -> None:
     assert not ledger.is_held()
     with ledger.lock:
         assert ledger.is_held()

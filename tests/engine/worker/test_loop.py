@@ -156,8 +156,8 @@ def test_a_sample_condemned_for_hanging_is_a_stall() -> None:
 
 def test_a_describe_that_raises_spoils_only_its_text() -> None:
     class Source(Squares):
-        def describe(self, index: int) -> str:
+        def where(self, index: int) -> str:
             raise SystemExit("no idea")
 
-    assert make(Source(SAMPLES), identity)._samples.where(1) == "describe() raised no idea"
+    assert make(Source(SAMPLES), identity)._samples.where(1) == "where() raised no idea"
     assert make(np.arange(3), identity)._samples.where(1) == ""

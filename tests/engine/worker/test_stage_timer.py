@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from mploader.engine.worker import stage_timer as timing
-from mploader.engine.worker.stage_timer import QUICK_NS, STRIDE, Stages
+from mploader.engine.worker.stage_timer import QUICK_NS, STRIDE, StageTimer
 
 Cost = Callable[[int], tuple[int, int, int]]
 """What reading, the transform and writing of a sample take, in nanoseconds."""
@@ -30,7 +30,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def work(stages: Stages, clock: Clock, cost: Cost, batch_size: int, samples: int) -> tuple[list[int], int]:
+def work(stages: StageTimer, clock: Clock, cost: Cost, batch_size: int, samples: int) -> tuple[list[int], int]:
     """Makes batches; returns the sums of bytes, reading, transform and writing as told, and how many were timed."""
     told, timed = [0, 0, 0, 0], 0
     for first in range(0, samples, batch_size):
@@ -61,7 +61,7 @@ def test_a_source_that_is_slow_at_intervals_is_told_as_it_is(clock: Clock, perio
         return (1_000_000 if sample % period == 3 % period else 5_000), 20_000, 10_000
 
     samples = 8_000
-    told, timed = work(Stages(), clock, cost, batch_size, samples)
+    told, timed = work(StageTimer(), clock, cost, batch_size, samples)
     read, transform, write = (sum(cost(sample)[stage] for sample in range(samples)) for stage in range(3))
     if 1_000_000 / period > QUICK_NS:
         assert timed == samples
@@ -73,15 +73,15 @@ def test_a_source_that_is_slow_at_intervals_is_told_as_it_is(clock: Clock, perio
 
 def test_slow_samples_are_all_timed_and_quick_ones_seldom(clock: Clock) -> None:
     slow, quick = (QUICK_NS, QUICK_NS, QUICK_NS), (1_000, 2_000, 3_000)
-    told, timed = work(Stages(), clock, lambda sample: slow, 10, 1_000)
+    told, timed = work(StageTimer(), clock, lambda sample: slow, 10, 1_000)
     assert (told, timed) == ([1_000 * QUICK_NS] * 4, 1_000)
-    told, timed = work(Stages(), clock, lambda sample: quick, 10, 1_600)
+    told, timed = work(StageTimer(), clock, lambda sample: quick, 10, 1_600)
     assert timed <= 1_600 // STRIDE + 10  # and all of the first batch
     assert told == pytest.approx([1_600 * value for value in (1_000, 1_000, 2_000, 3_000)], rel=0.01)
 
 
 def test_what_changes_is_noticed(clock: Clock) -> None:
-    stages = Stages()
+    stages = StageTimer()
     work(stages, clock, lambda sample: (QUICK_NS, QUICK_NS, QUICK_NS), 32, 3_200)
     work(stages, clock, lambda sample: (1_000, 1_000, 1_000), 32, 32_000)
     told, timed = work(stages, clock, lambda sample: (1_000, 9_000, 1_000), 32, 32_000)
