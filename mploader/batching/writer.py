@@ -313,6 +313,16 @@ class BatchWriter:
         self._kept: list[list[Any]] = [[] for _ in self._codecs]
         self.count = 0
 
+    @property
+    def layout(self) -> BatchLayout:
+        """How the batch lies in the memory."""
+        return self._layout
+
+    @property
+    def capacity(self) -> int:
+        """Elements in a full batch."""
+        return self._layout.capacity
+
     def add(self, element: Any) -> None:
         """Takes one element; one that is refused leaves nothing behind.
 

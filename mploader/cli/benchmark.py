@@ -22,8 +22,9 @@ from typing import Any
 from mploader._util.checks import takes_rng
 from mploader._util.resources import usable_cpus
 from mploader.engine.ipc import serialization
-from mploader.engine.supervisor.worker_process import STDERR_BYTES, environment
-from mploader.engine.worker.loop import STACKS_SIGNAL, keep_freed_memory
+from mploader.engine.supervisor.channel_worker import OUTPUT_BYTES
+from mploader.engine.supervisor.worker_process import environment
+from mploader.engine.worker.main import STACKS_SIGNAL, keep_freed_memory
 from mploader.errors import ArgumentError, WorkerError
 from mploader.loader.loader import Loader
 from mploader.monitoring.bottleneck import Bottleneck, Diagnosis, explain
@@ -235,7 +236,7 @@ class _Bare:
     @property
     def _last_words(self) -> str:
         fd = self._printed.fileno()
-        data = os.pread(fd, STDERR_BYTES, max(0, os.fstat(fd).st_size - STDERR_BYTES))
+        data = os.pread(fd, OUTPUT_BYTES, max(0, os.fstat(fd).st_size - OUTPUT_BYTES))
         return data.decode(errors="replace").strip()
 
     def close(self) -> None:

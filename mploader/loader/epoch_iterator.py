@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mploader._util.checks import whole_number
@@ -52,7 +52,7 @@ class Run:
         self._first_bad: list[BadSample] = []
         self._left_ns = 0
         # The finalizer must not refer to the run, and takes no lock.
-        self._finalizer = weakref.finalize(self, pool.give_up_run, number)
+        self._finalizer = weakref.finalize(self, pool.cancel_series, number)
         self._finalizer.atexit = False
 
     def get(self, position: int) -> Any:
@@ -163,7 +163,7 @@ class Run:
             self._pool.fail(limit.error(self.epoch, self._bad, self._first_bad))
             raise limit.error(self.epoch, self._bad, self._first_bad)
 
-    def _record_bad(self, position: int, reports: list[SampleReport]) -> None:
+    def _record_bad(self, position: int, reports: Sequence[SampleReport]) -> None:
         bad = [
             BadSample(
                 report.index, report.where, f"{report.kind}: {report.error}",

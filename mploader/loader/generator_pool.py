@@ -16,9 +16,10 @@ from mploader._util import resources
 from mploader.batching.spec import map_structure
 from mploader.batching.writer import BatchLayout
 from mploader.engine.ipc import serialization
-from mploader.engine.ipc.arena import TEXT_BYTES
-from mploader.engine.supervisor.pool import Delivery, Pool
-from mploader.engine.worker.generators import StreamJob
+from mploader.engine.ipc.job import GeneratorJob
+from mploader.engine.ipc.worker_status import TEXT_BYTES
+from mploader.engine.supervisor.pool import Pool
+from mploader.engine.supervisor.ready_batch import ReadyBatch
 from mploader.errors import ResourceError
 from mploader.monitoring.statistics import Statistics
 
@@ -49,7 +50,7 @@ class GeneratorPool:
 
     def __init__(
         self,
-        job: StreamJob,
+        job: GeneratorJob,
         layout: BatchLayout,
         block_bytes: int,
         num_workers: int,
@@ -57,7 +58,7 @@ class GeneratorPool:
         stall_timeout_s: float,
     ) -> None:
         serialization.check_picklable("generator", job.generator)
-        serialization.check_picklable("shards", job.shards)
+        serialization.check_picklable("shards", job.inputs)
         serialization.check_picklable("args", job.args)
         self.job = job
         self.layout = layout
@@ -71,7 +72,7 @@ class GeneratorPool:
                 f"half of the free memory, {allowed / 2**20:.0f} MiB, does not hold two blocks of "
                 f"{slot_bytes / 2**20:.1f} MiB; lower batch_size="
             )
-        self.most_made = slots // BLOCKS_AHEAD  # all their blocks fit
+        self.max_idle = slots // BLOCKS_AHEAD  # all their blocks fit
         self._pool = Pool(job, num_workers, stall_timeout_s)
         self._finalizer = weakref.finalize(self, self._pool.request_stop)
         self._finalizer.atexit = False
@@ -110,17 +111,17 @@ class Pass:
     def __init__(self, pool: GeneratorPool, processes: Pool) -> None:
         self._owner = pool  # keeps the workers alive as long as somebody reads
         self._processes = processes
-        self._number = processes.open_pass(len(pool.job.shards), BLOCKS_AHEAD, pool.window, pool.most_made)
+        self._number = processes.open_group(len(pool.job.inputs), BLOCKS_AHEAD, pool.window, pool.max_idle)
         self._rests: dict[int, Any] = {}
         self._left_ns = 0
         """When the consumer has got its last block; streams are read in turn, so it is one consumer."""
         # The finalizer must not refer to the pass, and takes no lock.
-        self._finalizer = weakref.finalize(self, processes.give_up_pass, self._number)
+        self._finalizer = weakref.finalize(self, processes.cancel_group, self._number)
         self._finalizer.atexit = False
 
     def blocks(self, shard: int) -> Iterator[Any]:
         """Yields the blocks of one stream in order; with batches, only whole ones."""
-        run = self._processes.run_of(self._number, shard)
+        run = self._processes.series_of(self._number, shard)
         position, is_last = 0, False
         while not is_last:
             result = self._processes.next_batch(run, position, self._left_ns)
@@ -133,7 +134,7 @@ class Pass:
 
     def any_blocks(self) -> Iterator[Any]:
         """Yields blocks of all streams, whichever is ready first, of several in turn; with batches, only whole ones."""
-        while (result := self._processes.next_of_pass(self._number, self._left_ns)) is not None:
+        while (result := self._processes.next_of_group(self._number, self._left_ns)) is not None:
             self._left_ns = result.got_ns
             if result.samples and not self._keep(result):
                 yield result.batch
@@ -148,12 +149,17 @@ class Pass:
         """Gives the rest of all streams up."""
         self._finalizer()
 
-    def _keep(self, result: Delivery) -> bool:
+    def _keep(self, result: ReadyBatch) -> bool:
         if not self._owner.job.is_batched or result.samples == self._owner.layout.capacity:
             return False
         # A copy: a rest may wait long, and a slot must not.
-        self._rests[result.stream] = map_structure(np.array, result.batch)
+        self._rests[_input(result)] = map_structure(np.array, result.batch)
         return True
+
+
+def _input(result: ReadyBatch) -> int:
+    assert result.input is not None, "a block is from an input"
+    return result.input
 
 
 _open_pools: weakref.WeakSet[GeneratorPool] = weakref.WeakSet()

@@ -21,11 +21,12 @@ from mploader._util.checks import check_source, check_transform, path_text, seco
 from mploader.batching.choose_layout import make_layout, make_whole_layout, varying_bytes
 from mploader.batching.spec import component_names, map_structure
 from mploader.engine.ipc import serialization
-from mploader.engine.ipc.arena import TEXT_BYTES
+from mploader.engine.ipc.job import ProbedElement as Description
+from mploader.engine.ipc.job import SampleJob
 from mploader.engine.ipc.sample_report import ADVICE, BadSample
+from mploader.engine.ipc.worker_status import TEXT_BYTES
 from mploader.engine.scheduler.crash_policy import MAX_HANGS_IN_A_ROW
 from mploader.engine.supervisor.pool import Pool
-from mploader.engine.worker.loop import Description, Job
 from mploader.errors import ArgumentError, LoaderError, ResourceError, SampleError, SpecError, StallError
 from mploader.loader import checkpoint as positions
 from mploader.loader.bad_samples import BadSamples
@@ -158,7 +159,10 @@ class Loader:
         self._described: dict[int, Description] = {}
         self._last_run: weakref.ref[Run] | None = None
         self._bad = BadSamples()
-        job = Job(served, transform, self._plan, on_bad_sample, is_batched=self.is_batched)
+        job = SampleJob(
+            source=served, transform=transform, plan=self._plan, on_bad_sample=on_bad_sample,
+            is_batched=self.is_batched,
+        )  # fmt: skip
         self._pool = Pool(job, self._num_workers, stall_timeout_s)
         # Whatever happens to the loader, its workers end: on close(), when it is collected, or at exit.
         self._finalizer = weakref.finalize(self, self._pool.request_stop)
@@ -328,7 +332,7 @@ class Loader:
         start = positions.restore(state, self._plan, self.is_batched, self._source_facts, strict)
         with self._lock:
             if self._ahead is not None:
-                self._pool.give_up_run(self._ahead[1])
+                self._pool.cancel_series(self._ahead[1])
                 self._ahead = None
             self._next = self._consumed = start
             self._bad.load(
@@ -343,7 +347,7 @@ class Loader:
             return
         with self._lock:
             if self._ahead is not None and self._ahead[0] != place:
-                self._pool.give_up_run(self._ahead[1])
+                self._pool.cancel_series(self._ahead[1])
                 self._ahead = None
             self._next = place
 
@@ -421,9 +425,9 @@ class Loader:
     def _open(self, start: Position, *, claimed: bool) -> int:
         """Opens a run of the pool from a place on."""
         if self.is_batched:
-            return self._pool.open_run(start.epoch, len(self), start.batch, claimed=claimed)
+            return self._pool.open_series(start.epoch, len(self), start.batch, claimed=claimed)
         blocks = -(-(len(self) - start.batch) // self.block_size)
-        return self._pool.open_run(start.epoch, max(0, blocks), first=start.batch, claimed=claimed)
+        return self._pool.open_series(start.epoch, max(0, blocks), first=start.batch, claimed=claimed)
 
     @property
     def drops_bad(self) -> bool:

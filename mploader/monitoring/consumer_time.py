@@ -64,7 +64,7 @@ class ConsumerTime:
     def see_slots(self, now_ns: int, slots: SlotCounts) -> None:
         """From now on the slots are in these states."""
         passed_ns = max(0, now_ns - self._slots_ns)
-        self._lent_ns += passed_ns * self.slots.get(SlotState.LENT, 0)
+        self._lent_ns += passed_ns * self.slots.get(SlotState.BORROWED, 0)
         if self.slots and not self.slots.get(SlotState.FREE, 0):
             self._full_ns += passed_ns
         self._slots_ns = max(now_ns, self._slots_ns)

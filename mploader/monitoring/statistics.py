@@ -10,9 +10,8 @@ import dataclasses
 import threading
 import time
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
-from mploader.engine.ipc import messages
 from mploader.engine.scheduler.states import SlotState
 from mploader.errors import ArgumentError
 from mploader.monitoring.consumer_time import ConsumerTime, SlotCounts
@@ -280,7 +279,7 @@ class Listener(Protocol):
     def is_over(self) -> bool:
         """Whether it wants to see no more."""
 
-    def filled(self, worker: int, message: messages.Filled | messages.Drawn, now_ns: int, slots: SlotCounts) -> None:
+    def filled(self, worker: int, assignment: Any, message: Any, now_ns: int, slots: SlotCounts) -> None:
         """A worker has made a batch."""
 
     def restarted(self, worker: int, now_ns: int) -> None:
@@ -324,6 +323,11 @@ class Counters:
         self._time = ConsumerTime(self._made_ns)
         self._marks: collections.deque[Statistics] = collections.deque(maxlen=MARKS)
 
+    def add_workers(self, count: int) -> None:
+        """Counts the work of more workers from now on."""
+        with self._lock:
+            self._workers += [_Work() for _ in range(count)]
+
     def listen(self, listener: Listener) -> None:
         """Lets somebody see every event from now on, until they want no more; in place of who did so far."""
         with self._lock:
@@ -339,7 +343,7 @@ class Counters:
         self._slots_wanted, self._slot_bytes = wanted, slot_bytes
         self._start_ns = time.monotonic_ns() - self._made_ns
 
-    def filled(self, worker: int, message: messages.Filled | messages.Drawn, now_ns: int, slots: SlotCounts) -> None:
+    def filled(self, worker: int, assignment: Any, message: Any, now_ns: int, slots: SlotCounts) -> None:
         """A worker has made a batch."""
         with self._lock:
             work = self._workers[worker]
@@ -351,16 +355,13 @@ class Counters:
             work.busy += message.busy_ns
             work.cpu += message.cpu_ns
             work.queued += message.queued_ns
-            if isinstance(message, messages.Filled):
-                work.read += message.read_ns
-                work.samples_read += message.samples_read
-                work.bytes_read += message.bytes_read
-            else:
-                work.samples_read += message.samples
+            work.read += message.read_ns
+            work.samples_read += message.samples_read
+            work.bytes_read += message.bytes_read
             self._time.see_slots(now_ns, slots)
             listener = self._listening()
         if listener is not None:
-            listener.filled(worker, message, now_ns, slots)
+            listener.filled(worker, assignment, message, now_ns, slots)
 
     def restarted(self, worker: int) -> None:
         """A worker is replaced."""
@@ -420,14 +421,14 @@ class Counters:
         spent, slots = self._time, self._time.slots
         return Statistics(
             self._batches, self._samples, self._bytes, spent.waited_ns / 1e9, sum(slots.values()),
-            slots.get(SlotState.LENT, 0), slots.get(SlotState.FREE, 0), self._copied, self._bad,
+            slots.get(SlotState.BORROWED, 0), slots.get(SlotState.FREE, 0), self._copied, self._bad,
             tuple(work.snapshot() for work in self._workers),
             seconds=(now_ns - self._made_ns) / 1e9,
             computing_s=spent.computed_ns / 1e9,
             started_s=spent.started_ns / 1e9,
             copied_s=spent.copied_ns / 1e9,
             slots_ready=slots.get(SlotState.READY, 0),
-            slots_leased=slots.get(SlotState.LEASED, 0),
+            slots_leased=slots.get(SlotState.ASSIGNED, 0),
             slots_wanted=self._slots_wanted,
             slot_bytes=self._slot_bytes,
             full_s=spent.full_ns / 1e9,

@@ -29,7 +29,6 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from mploader._util.checks import path_text, whole_number
-from mploader.engine.ipc import messages
 from mploader.errors import ArgumentError
 from mploader.monitoring.consumer_time import SlotCounts
 from mploader.monitoring.statistics import Handover
@@ -138,7 +137,7 @@ class Trace:
 
     # What the counters tell; see mploader.statistics.Listener
 
-    def filled(self, worker: int, message: messages.Filled | messages.Drawn, now_ns: int, slots: SlotCounts) -> None:
+    def filled(self, worker: int, assignment: Any, message: Any, now_ns: int, slots: SlotCounts) -> None:
         """A worker has made a batch."""
         if self.is_over:
             return
@@ -150,8 +149,8 @@ class Trace:
             self._ended[track] = max(end, idle_since)
         if start - idle_since > SHOWN_NS:
             events.append(self._slice(track, "idle", idle_since, start))
-        if isinstance(message, messages.Filled):
-            name = f"batch {message.epoch}:{message.position}"
+        if assignment.input is None:
+            name = f"batch {assignment.epoch}:{assignment.batch_index}"
         else:
             name = f"block of task {message.task}"
         facts = {"samples": message.samples, "bytes": message.batch_bytes, "attempt": message.attempt,

@@ -19,9 +19,11 @@ from mploader._util.checks import seconds, whole_number
 from mploader.batching.ragged import Apart
 from mploader.batching.spec import STRING, ArraySpec, Pad, flatten, map_structure, pack_as
 from mploader.batching.writer import BatchLayout, Codec, Fixed, Strings
-from mploader.engine.worker.generators import SplitRagged, StreamJob, check_generator
+from mploader.engine.ipc.job import GeneratorJob
+from mploader.engine.worker.input_values import SplitRagged
 from mploader.errors import ArgumentError, ClosedError
 from mploader.loader.epoch_iterator import Elements
+from mploader.loader.generator_arguments import check_generator
 from mploader.loader.generator_pool import GeneratorPool, Pass
 from mploader.tfdata.dataset import PREFETCH, Sticky, can_unbatch, tensor_spec
 
@@ -93,7 +95,7 @@ def from_generator(
         raise ArgumentError("drop_remainder=True says what becomes of the last batch: it needs batch_size=")
     stall_timeout_s = seconds("stall_timeout", stall_timeout)
     form = _Form(output_signature, batch_size, drop_remainder)
-    job = StreamJob(generator, items, arguments, form.is_batched, form.prepare)
+    job = GeneratorJob(generator=generator, inputs=items, args=arguments, is_batched=form.is_batched, prepare=form.prepare)
     pool = GeneratorPool(job, form.layout, form.block_bytes, workers, min(len(items), max(cycle, workers) + 1),
                          stall_timeout_s)  # fmt: skip
     dataset = _merge(pool, form, cycle, block_length, ordered)
@@ -171,7 +173,7 @@ def _merge(pool: GeneratorPool, form: _Form, cycle: int, block_length: int, orde
     def rests(number: Any) -> Iterator[Any]:
         return _rebatch(handle[int(number)].rests(), form.layout.capacity, form.drops_remainder)
 
-    shards = len(pool.job.shards)
+    shards = len(pool.job.inputs)
 
     def merge(number: tf.Tensor) -> tf.data.Dataset:
         def make_stream(shard: tf.Tensor) -> tf.data.Dataset:

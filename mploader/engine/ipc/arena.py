@@ -1,16 +1,15 @@
-"""The memory that the trainer and its workers share: one anonymous file, cut into areas and slots.
+"""The memory that the trainer and its workers share: one anonymous file that grows by segments.
 
 ::
 
-    | area of worker 0 | area of worker 1 | ... | layout | slot 0 | report 0 | slot 1 | report 1 | ...
+    | status of worker 0 | status of worker 1 | ... | layout | slot 0 | report 0 | slot 1 | report 1 | ... | (more)
 
-A worker's area holds its status words and room for one text (what went wrong at its start). The slots are added once
-the size of a batch is known. The file is a *memfd*: it has no name, so nothing can leak or collide, it goes when its
-last user goes, and it is not limited by the size of ``/dev/shm``. It is reserved when it grows, so that a
-machine without enough memory says so in the constructor and never by SIGBUS later.
+Statuses and slots may be added at any time: each addition is a segment behind the last one, with a mapping of its own,
+and nothing that was mapped before moves.
 
-What is lent of a slot comes back when nothing refers to the arrays any more: the finalizer of the root array puts the
-slot's number on a queue. It does nothing else, because it runs on any thread, inside any deallocation.
+A consumer borrows a slot as an array. The slot comes back when nothing refers to the array any more: the finalizer of
+the root array puts the slot's number on a queue. It does nothing else, because it runs on any thread, inside any
+deallocation.
 """
 
 from __future__ import annotations
@@ -19,121 +18,27 @@ import mmap
 import os
 import weakref
 from queue import SimpleQueue
-from typing import Any
 
 import numpy as np
 
-from mploader._util import resources
-from mploader._util.platform_check import fcntl
-from mploader.batching.writer import ALIGNMENT, Array, align
+from mploader._util import resources, shared_memory
+from mploader._util.shared_memory import PAGE, Array, align, aligned_empty
+from mploader.engine.ipc.slots import Segment, Slots
+from mploader.engine.ipc.worker_status import STATUS_BYTES, TEXT_BYTES, WorkerStatus
 from mploader.errors import ClosedError, ResourceError
-
-PAGE = mmap.PAGESIZE
-TEXT_BYTES = 64 * 1024
-"""The longest text that a worker can report of itself, and that has room beside a batch."""
-AREA_BYTES = PAGE + TEXT_BYTES
-
-NOTHING_IN_HAND = -1
-
-
-class WorkerArea:
-    """One worker's part of the shared memory; written by that worker alone, read by the supervising thread."""
-
-    def __init__(self, memory: mmap.mmap, index: int) -> None:
-        start = index * AREA_BYTES
-        self._words = memoryview(memory)[start : start + 64].cast("q")
-        self._text = memoryview(memory)[start + PAGE : start + AREA_BYTES]
-
-    @property
-    def progress(self) -> int:
-        """Grows with every step that the worker makes; a worker whose progress stands still has stalled."""
-        return self._words[0]
-
-    @property
-    def ordinal(self) -> int:
-        """The place in the batch of the sample that the worker has in hand, or ``NOTHING_IN_HAND``."""
-        return self._words[1]
-
-    @property
-    def sample(self) -> int:
-        """The number of that sample in the source: of the replacement, where a bad sample is being replaced."""
-        return self._words[2]
-
-    @property
-    def task(self) -> int:
-        """The task that the worker has taken up, or ``NOTHING_IN_HAND``. Its other leases it has not looked at."""
-        return self._words[3]
-
-    @property
-    def depends_on_epoch(self) -> bool:
-        """Whether the worker is at something that may go otherwise with the same sample in another epoch."""
-        return bool(self._words[4])
-
-    def take_up(self, task: int) -> None:
-        """Says which task the worker begins now."""
-        self._words[1] = NOTHING_IN_HAND
-        self._words[3] = task
-        self._words[0] += 1
-
-    def step(self, ordinal: int, sample: int = NOTHING_IN_HAND) -> None:
-        """Says which sample the worker takes in hand now."""
-        self._words[4] = 0
-        self._words[2] = sample
-        self._words[1] = ordinal
-        self._words[0] += 1
-
-    def enter_epoch(self) -> None:
-        """Says that what comes now may go otherwise in another epoch: a transform that takes random numbers, say."""
-        self._words[4] = 1
-
-    def write_text(self, data: bytes) -> int:
-        """Stores at most 64 KiB and returns how many bytes were stored."""
-        size = min(len(data), TEXT_BYTES)
-        self._text[:size] = data[:size]
-        return size
-
-    def read_text(self, size: int) -> bytes:
-        """Returns the first ``size`` bytes of what was stored."""
-        return bytes(self._text[: max(0, min(size, TEXT_BYTES))])
-
-
-class SlotMemory:
-    """The slots inside a mapping of the shared file; the same in the trainer and in a worker."""
-
-    def __init__(self, memory: mmap.mmap, offset: int, slot_bytes: int, count: int) -> None:
-        self._memory = memoryview(memory)
-        self.offset = offset
-        self.slot_bytes = slot_bytes
-        self.count = count
-
-    @property
-    def data_bytes(self) -> int:
-        """What a batch may use of a slot, in bytes."""
-        return self.slot_bytes - TEXT_BYTES
-
-    def data(self, slot: int, size: int | None = None) -> Array:
-        """A fresh root array over a slot: 1-d uint8, aligned to a page, an exact ``np.ndarray``."""
-        start = self.offset + slot * self.slot_bytes
-        return np.frombuffer(self._memory[start : start + (self.data_bytes if size is None else size)], np.uint8)
-
-    def write_report(self, slot: int, data: bytes) -> int:
-        """Stores at most 64 KiB beside a slot and returns how many bytes were stored."""
-        start = self.offset + slot * self.slot_bytes + self.data_bytes
-        size = min(len(data), TEXT_BYTES)
-        self._memory[start : start + size] = data[:size]
-        return size
-
-    def read_report(self, slot: int, size: int) -> bytes:
-        """Returns the report beside a slot."""
-        start = self.offset + slot * self.slot_bytes + self.data_bytes
-        return bytes(self._memory[start : start + max(0, min(size, TEXT_BYTES))])
 
 
 class Arena:
     """The trainer's side of the shared file.
 
     Args:
-        num_workers: how many worker areas to make.
+        num_workers: for how many workers there is room at first.
+
+    Attributes:
+        fd: the file.
+        statuses: the status of each worker, by its index.
+        layout_range: offset and size of the pickled layout, in bytes.
+        released: slots whose last array is gone, as (slot, generation).
 
     Raises:
         ResourceError: the file or its memory is not granted.
@@ -141,97 +46,131 @@ class Arena:
 
     def __init__(self, num_workers: int) -> None:
         try:
-            self.fd = os.memfd_create("mploader", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            self.fd = shared_memory.create("mploader")
         except OSError as error:
             raise ResourceError(f"cannot create shared memory (memfd_create: {error.strerror})") from error
         self._bytes = 0
-        self.areas: list[WorkerArea] = []
+        self._offsets: list[int] = []
+        self.statuses: list[WorkerStatus] = []
         try:
-            memory = self._grow(num_workers * AREA_BYTES)
+            self.add_statuses(num_workers)
         except ResourceError:
             os.close(self.fd)
             raise
-        self._memory: mmap.mmap | None = memory
-        self.areas += [WorkerArea(memory, index) for index in range(num_workers)]
+        shared_memory.forbid_shrinking(self.fd)
         self.released: SimpleQueue[tuple[int, int]] = SimpleQueue()
-        """Slots whose last array is gone, as (slot, generation)."""
-        self._loans: dict[tuple[int, int], weakref.ref[Array]] = {}
+        self._borrowed: dict[tuple[int, int], weakref.ref[Array]] = {}
         self.layout_range = (0, 0)
-        self.slots: SlotMemory | None = None
+        self._slots: Slots | None = None
         _arenas.add(self)
 
-    def add_slots(self, layout: bytes, count: int, batch_bytes: int) -> SlotMemory:
-        """Makes ``count`` slots for batches of ``batch_bytes`` each and stores the pickled layout beside them.
+    def add_statuses(self, count: int) -> None:
+        """Makes room for more workers.
 
         Raises:
             ResourceError: the memory is not granted.
         """
-        slot_bytes = align(batch_bytes + TEXT_BYTES, PAGE)
+        start, size = self._bytes, count * STATUS_BYTES
+        memory = self._grow(size)
+        offsets = range(0, size, STATUS_BYTES)
+        self.statuses += [WorkerStatus(memory, offset) for offset in offsets]
+        self._offsets += [start + offset for offset in offsets]
+
+    def status_offset(self, index: int) -> int:
+        """Where the status of a worker begins in the file, in bytes, page-aligned."""
+        return self._offsets[index]
+
+    def store_layout(self, data: bytes) -> None:
+        """Stores the pickled layout of a batch, for all workers.
+
+        Raises:
+            ResourceError: the memory is not granted.
+        """
         start = self._bytes
-        offset = start + align(len(layout), PAGE)
-        self._memory = memory = self._grow(offset + count * slot_bytes)
-        memory[start : start + len(layout)] = layout
-        self.layout_range = (start, len(layout))
-        # Nobody may shrink the file under a mapping: that would be a SIGBUS in the trainer.
-        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        self.slots = slots = SlotMemory(memory, offset, slot_bytes, count)
+        self._grow(align(len(data), PAGE))[: len(data)] = data
+        self.layout_range = (start, len(data))
+
+    def add_slots(self, count: int, batch_bytes: int) -> Slots:
+        """Makes ``count`` slots for batches of ``batch_bytes`` each, behind those that there are.
+
+        Raises:
+            ResourceError: the memory is not granted.
+        """
+        slots = Slots() if self._slots is None else self._slots
+        segment = Segment(len(slots), count, self._bytes, align(batch_bytes + TEXT_BYTES, PAGE))
+        slots.add(segment, self._grow(segment.size))
+        self._slots = slots
         return slots
 
-    def lend(self, slot: int, generation: int, size: int) -> Array:
-        """Returns the slot's memory as a root array; when its last view is gone, the slot is put on ``released``."""
-        root = self._open_slots().data(slot, size)
-        key = (slot, generation)
-        loans, released = self._loans, self.released
+    @property
+    def has_slots(self) -> bool:
+        """Whether the slots are made and not closed."""
+        return self._slots is not None
 
-        def release(_: weakref.ref[Array]) -> None:
-            released.put(key)  # first: an interrupt in here is swallowed with all that is left to do
-            loans.pop(key, None)
+    @property
+    def slots(self) -> Slots:
+        """The slots.
 
-        loans[key] = weakref.ref(root, release)
-        return root
-
-    def retire_loans(self) -> None:
-        """Lets no slot that is lent now ever be used again: a fork of this process may go on reading it."""
-        self._loans.clear()  # a weak reference that is gone calls nobody
-
-    def copy(self, slot: int, size: int) -> Array:
-        """Returns the slot's content in memory of its own, aligned so that TensorFlow adopts it."""
-        copied = aligned_empty(size)
-        np.copyto(copied, self._open_slots().data(slot, size))
-        return copied
-
-    def close(self) -> None:
-        """Lets the file go; its memory stays as long as arrays refer to it, also if the loader stays."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-        self.slots = self._memory = None
-        self.areas.clear()
-
-    def _open_slots(self) -> SlotMemory:
-        slots = self.slots  # read once: another thread may close the loader
+        Raises:
+            ClosedError: the loader is closed.
+        """
+        slots = self._slots  # read once: another thread may close the loader
         if slots is None:
             raise ClosedError("the loader is closed; make a new one to read more")
         return slots
 
+    def lend(self, slot: int, generation: int, size: int) -> Array:
+        """Returns the slot's memory as a root array; when its last view is gone, the slot is put on ``released``."""
+        root = self.slots.data(slot, size)
+        key = (slot, generation)
+        borrowed, released = self._borrowed, self.released
+
+        def release(_: weakref.ref[Array]) -> None:
+            released.put(key)  # first: an interrupt in here is swallowed with all that is left to do
+            borrowed.pop(key, None)
+
+        borrowed[key] = weakref.ref(root, release)
+        return root
+
+    def retire_borrowed(self) -> None:
+        """Never uses the slots again that are borrowed now: a fork of this process may go on reading them."""
+        self._borrowed.clear()  # a weak reference that is gone calls nobody
+
+    def copy(self, slot: int, size: int) -> Array:
+        """Returns the slot's content in memory of its own, aligned so that TensorFlow adopts it."""
+        copied = aligned_empty(size)
+        np.copyto(copied, self.slots.data(slot, size))
+        return copied
+
+    def close(self) -> None:
+        """Closes the file; its memory stays as long as arrays refer to it, also if the loader stays."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        self._slots = None
+        self.statuses.clear()
+
     def _grow(self, size: int) -> mmap.mmap:
-        """Reserves memory up to ``size`` bytes and maps all of it; earlier mappings stay valid."""
+        """Reserves ``size`` bytes behind what there is, and maps them.
+
+        Raises:
+            ResourceError: the memory is not granted.
+        """
         # Asked before: the kernel would not refuse what it cannot give, but end processes to find it.
-        more, available = size - self._bytes, resources.available_memory()
-        if more > available:
+        available = resources.available_memory()
+        if size > available:
             raise ResourceError(
-                f"{more / 2**20:,.0f} MiB of shared memory are wanted, and the machine (or this control group) has "
-                f"{available / 2**20:,.0f} MiB left; lower memory=, batch_size= or num_workers="
+                f"the loader needs {size / 2**20:,.0f} MiB of shared memory, and the machine (or this control group) "
+                f"has {available / 2**20:,.0f} MiB left; lower memory=, batch_size= or num_workers="
             )
         try:
-            os.posix_fallocate(self.fd, 0, size)
-            memory = mmap.mmap(self.fd, size)
+            memory = shared_memory.grow(self.fd, self._bytes, size)
         except OSError as error:
             raise ResourceError(
                 f"the machine does not grant {size / 2**20:,.0f} MiB of shared memory ({error.strerror}); "
                 "lower memory=, batch_size= or num_workers="
             ) from error
-        self._bytes = align(size, PAGE)
+        self._bytes += align(size, PAGE)
         return memory
 
 
@@ -239,17 +178,10 @@ _arenas: weakref.WeakSet[Arena] = weakref.WeakSet()
 
 
 def _before_fork() -> None:
-    # A fork shares the memory of slots with this process, which cannot know when the fork drops its arrays. Lent slots
-    # stay lent, which costs nothing but room: beyond the low-water mark batches are copied out.
+    # A fork shares the memory of slots with this process, which cannot know when the fork drops its arrays. Borrowed
+    # slots stay borrowed, which costs only room: beyond the low-water mark batches are copied out.
     for arena in list(_arenas):
-        arena.retire_loans()
+        arena.retire_borrowed()
 
 
 os.register_at_fork(before=_before_fork)
-
-
-def aligned_empty(size: int) -> Array:
-    """Returns ``size`` bytes of fresh memory at a multiple of 64, as a 1-d uint8 array."""
-    room: np.ndarray[Any, Any] = np.empty(size + ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % ALIGNMENT
-    return room[start : start + size]

@@ -3,109 +3,130 @@
 A message is a frozen dataclass of integers, sent as one datagram of at most 512 bytes over a ``SOCK_SEQPACKET``
 socket pair: messages of that size are never torn by a kill, and a datagram needs no framing. Anything longer
 (tracebacks, the description of an element) is text or a pickle that the sender has put into shared memory before;
-the message says how many bytes. A whole file travels as a descriptor beside its message: what does not fit into its
-slot of a batch and the reports on its bad samples, and a source that has changed.
+the message says how many bytes. A whole file travels as a descriptor beside its message: a batch and reports that are
+larger than their slot, and a source that has changed.
 
-Trainer to worker: :class:`Describe`, :class:`Open`, :class:`Renew`, :class:`Condemn`, :class:`Fill`, :class:`Draw`,
-:class:`Forget`.
-Worker to trainer: :class:`Hello`, :class:`Broken`, :class:`Described`, :class:`Filled`, :class:`Drawn`,
-:class:`Failed`.
+Trainer to worker: :class:`Probe`, :class:`Open`, :class:`AddSlots`, :class:`Condemn`, :class:`Make`, :class:`Cancel`,
+:class:`Renew`.
+Worker to trainer: :class:`Hello`, :class:`Broken`, :class:`Probed`, :class:`Made`, :class:`Failed`.
+
+A new message is one class here, listed in ``ToWorker`` or ``FromWorker``, and a method where it is handled:
+``engine/worker/loop.py`` or ``engine/supervisor/message_handler.py``.
 """
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, fields
-from typing import TypeAlias
+from typing import Any, TypeAlias, get_args
 
 MAX_BYTES = 512
-PROTOCOL = 1
-"""Number of the protocol; a worker that says another one comes from another version of mploader."""
+PROTOCOL = 2
+"""Number of the protocol; a worker with another one comes from another version of mploader."""
+
+_NONE = -(2**63)
+"""None on the wire. No field has this value."""
 
 
 class ProtocolError(Exception):
     """The bytes are not a message; the sender is not trusted any further."""
 
 
-@dataclass(frozen=True)
-class Describe:
-    """To a worker: run the transform on one sample and describe the element."""
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """To a worker: run the transform on one sample and describe the element.
 
-    index: int
-    """The sample, in [0, len(source))."""
+    Attributes:
+        sample_index: the sample, in [0, len(source)).
+    """
+
+    sample_index: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Open:
-    """To a worker: the slots exist from now on; map them. Sent once, before the first :class:`Fill`."""
+    """To a worker, once, before the first :class:`AddSlots`: how a batch lies in a slot.
 
-    layout_offset: int
-    """Where the pickled ``BatchLayout`` lies in the shared file, in bytes."""
-    layout_bytes: int
-    slots_offset: int
-    """Where slot 0 begins, in bytes, page-aligned."""
-    slot_bytes: int
-    """From one slot to the next, in bytes, a multiple of the page size."""
-    slots: int
+    Attributes:
+        offset: where the pickled ``BatchLayout`` lies in the shared file, in bytes, page-aligned.
+        size: its length in bytes.
+    """
 
-
-@dataclass(frozen=True)
-class Condemn:
-    """To every worker: treat one sample as bad from now on, it has killed too many workers."""
-
-    index: int
-    """The sample, in [0, len(source))."""
-    epoch: int
-    """The epoch in which that holds; -1: in all."""
-    status: int
-    """How the last of those workers ended: an exit code, minus the number of the signal, or one of ``reports``."""
+    offset: int
+    size: int
 
 
-@dataclass(frozen=True)
-class Fill:
-    """To a worker: a lease. Write one batch into one slot."""
+@dataclass(frozen=True, kw_only=True)
+class AddSlots:
+    """To a worker: a segment of slots exists from now on; map it. Comes again when more are made.
 
-    task: int
-    attempt: int
-    """From 1; one more for each worker that was lost with the task."""
-    slot: int
-    generation: int
-    """Number of the slot's use; a result of an older use is dropped."""
-    epoch: int
-    position: int
-    """The batch's place in the epoch of this host, from 0."""
+    Attributes:
+        first: number of the first slot.
+        count: how many there are.
+        offset: where the first one begins in the shared file, in bytes, page-aligned.
+        slot_bytes: from one slot to the next, in bytes, a multiple of the page size.
+    """
+
     first: int
-    """Without a batch size: the element of the epoch with which position 0 begins; a resumed run starts anywhere."""
+    count: int
+    offset: int
+    slot_bytes: int
 
 
-@dataclass(frozen=True)
-class Draw:
-    """To a worker: a lease. Write the next elements of one generator into one slot."""
+@dataclass(frozen=True, kw_only=True)
+class Condemn:
+    """To every worker: treat one sample as bad from now on, because it has killed too many workers.
+
+    Attributes:
+        sample_index: the sample, in [0, len(source)).
+        epoch: the epoch in which that holds; None: in all.
+        status: how the last of those workers ended, as :func:`sample_report.describe_ending` takes it.
+    """
+
+    sample_index: int
+    epoch: int | None
+    status: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Make:
+    """To a worker: an assignment. Write one batch into one slot.
+
+    Attributes:
+        task, attempt, slot, generation, series, epoch, batch_index, first, input: see
+            :class:`mploader.engine.scheduler.states.Assignment`.
+        skip: of a generator: open it anew and leave out so many elements, which are delivered. None: go on where it
+            stands.
+        checksum: of the elements to leave out.
+    """
 
     task: int
     attempt: int
     slot: int
     generation: int
-    run: int
-    """The pass over the generator that is meant; the worker may have several of one stream open."""
-    stream: int
-    """The generator's number, from 0."""
-    skip: int
-    """Open the generator and leave out so many elements first, they are delivered; -1: go on where it stands."""
-    checksum: int
-    """Checksum of the elements to leave out."""
+    series: int
+    epoch: int
+    batch_index: int
+    first: int
+    input: int | None = None
+    skip: int | None = None
+    checksum: int = 0
 
 
-@dataclass(frozen=True)
-class Forget:
-    """To a worker: nobody wants the rest of a generator; close it."""
+@dataclass(frozen=True, kw_only=True)
+class Cancel:
+    """To a worker: the rest of a generator is not wanted; close it.
 
-    run: int
+    Attributes:
+        series: the pass over the generator that is meant.
+    """
+
+    series: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Renew:
-    """To a worker, before a :class:`Fill` of another epoch: the file sent along holds the source of that epoch.
+    """To a worker, before a :class:`Make` of another epoch: the file sent along holds the source of that epoch.
 
     Only for sources that change between epochs.
     """
@@ -113,7 +134,7 @@ class Renew:
     epoch: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Hello:
     """From a worker: it has unpickled source and transform and waits for work."""
 
@@ -121,131 +142,127 @@ class Hello:
     pid: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Broken:
-    """From a worker: it cannot start (an import error, say). The text is in the worker's area; it ends now."""
+    """From a worker: it cannot start (an import error, say), and ends now. The text is in the worker's status."""
 
     text_bytes: int
 
 
-@dataclass(frozen=True)
-class Described:
-    """From a worker: the answer to :class:`Describe`. The pickle or the text is in the worker's area."""
+@dataclass(frozen=True, kw_only=True)
+class Probed:
+    """From a worker: the answer to :class:`Probe`, whose text is in the worker's status.
 
-    index: int
+    Attributes:
+        sample_index: the sample.
+        ok: 1: the text is a pickled ``ProbedElement``; 0: it is a report of what went wrong with the sample.
+        text_bytes: length of the text.
+    """
+
+    sample_index: int
     ok: int
-    """1: a pickled structure of ``ArraySpec``; 0: a report of what went wrong with the sample."""
-    payload_bytes: int
+    text_bytes: int
 
 
-@dataclass(frozen=True)
-class Filled:
-    """From a worker: the commit point of a batch. Its slot is complete; times are in nanoseconds."""
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """From a worker: the commit point of a batch. Its slot is complete. Times are in nanoseconds.
+
+    Attributes:
+        task, attempt, slot, generation: those of the assignment.
+        samples: samples in the batch; fewer than planned where bad ones were dropped.
+        batch_bytes: bytes of the slot that are in use. More than the slot holds: they are at the start of the file sent
+            along.
+        report_bytes: length of the report on bad samples beside the slot; 0 without any. More than there is room for:
+            it is at the end of the file sent along.
+        started_ns: when the worker began the task, on the system-wide monotonic clock.
+        busy_ns: from then until the slot was complete.
+        read_ns, transform_ns, write_ns: parts of it: in the source, in the transform or generator, writing the slot.
+        cpu_ns: processor time that the worker has used since it reported this last; not every batch reports it.
+        queued_ns: time in which it was ready to run while others had the processors.
+        samples_read: samples taken from the source, bad ones included.
+        bytes_read: their size, as far as it is known at once: of bytes and arrays.
+        elements: of a generator, all that it has given so far, with this batch.
+        checksum: over these elements.
+        is_last: 1: the generator has ended, and there is no batch behind this one.
+    """
 
     task: int
     attempt: int
     slot: int
     generation: int
     samples: int
-    """Samples in the batch; fewer than planned where bad ones were dropped."""
     batch_bytes: int
-    """Bytes of the slot that are in use. More than the slot holds: they are at the start of the file sent along."""
     report_bytes: int
-    """Length of the report on bad samples in the slot's report area; 0 when there were none. More than the area holds:
-    it is at the end of the file sent along."""
     started_ns: int
-    """When the worker took the task up, on the system-wide monotonic clock."""
     busy_ns: int
-    """From then until the slot was complete."""
     read_ns: int
     transform_ns: int
     write_ns: int
     cpu_ns: int
-    """Processor time that the worker has used since it told this last; it does not tell at every batch."""
     queued_ns: int
-    """Time that it was ready to run while others had the processors."""
     samples_read: int
-    """Samples taken from the source, bad ones included."""
     bytes_read: int
-    """Their size, as far as it is told cheaply: of bytes and arrays."""
-    epoch: int
-    position: int
-    """What the lease said; shown in timelines, decides nothing."""
+    elements: int = 0
+    checksum: int = 0
+    is_last: int = 0
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """From a worker: the commit point of a batch from a generator. As :class:`Filled`, and what a successor needs."""
-
-    task: int
-    attempt: int
-    slot: int
-    generation: int
-    samples: int
-    batch_bytes: int
-    started_ns: int
-    busy_ns: int
-    transform_ns: int
-    """Time spent in the generator."""
-    write_ns: int
-    cpu_ns: int
-    queued_ns: int
-    is_last: int
-    """1: the generator has ended."""
-    checksum: int
-    """Of all elements of the generator so far."""
-
-    @property
-    def read_ns(self) -> int:
-        """A generator does not tell its reading from the rest of its work."""
-        return 0
-
-    @property
-    def report_bytes(self) -> int:
-        """There are no bad samples in a generator: it fails as a whole."""
-        return 0
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Failed:
-    """From a worker: the batch cannot be made, and another attempt would end the same way."""
+    """From a worker: the batch cannot be made, and another attempt would end the same way.
+
+    Attributes:
+        task, attempt, slot, generation: those of the assignment.
+        report_bytes: length of the report beside the slot.
+    """
 
     task: int
     attempt: int
     slot: int
     generation: int
     report_bytes: int
-    """Length of the report in the slot's report area."""
 
 
-ToWorker: TypeAlias = Describe | Open | Condemn | Fill | Draw | Forget | Renew
-FromWorker: TypeAlias = Hello | Broken | Described | Filled | Drawn | Failed
+ToWorker: TypeAlias = Probe | Open | AddSlots | Condemn | Make | Cancel | Renew
+FromWorker: TypeAlias = Hello | Broken | Probed | Made | Failed
 Message: TypeAlias = ToWorker | FromWorker
 
-_CLASSES: tuple[type[Message], ...] = (
-    Describe, Open, Condemn, Fill, Draw, Forget, Renew, Hello, Broken, Described, Filled, Drawn, Failed,
-)  # fmt: skip
+_CLASSES: tuple[type[Any], ...] = (*get_args(ToWorker), *get_args(FromWorker))
 _TAGS = {cls: tag for tag, cls in enumerate(_CLASSES, start=1)}
 _FORMATS = {cls: struct.Struct(f"<B{len(fields(cls))}q") for cls in _CLASSES}
 _NAMES = {cls: tuple(field.name for field in fields(cls)) for cls in _CLASSES}
+_OPTIONAL = {
+    cls: frozenset(field.name for field in fields(cls) if "None" in str(field.type)) for cls in _CLASSES
+}
 
 
 def encode(message: Message) -> bytes:
     """Returns the datagram of a message: one byte of kind, then its fields as little-endian 64-bit integers."""
     cls = type(message)
-    return _FORMATS[cls].pack(_TAGS[cls], *(getattr(message, name) for name in _NAMES[cls]))
+    values = [getattr(message, name) for name in _NAMES[cls]]
+    if _OPTIONAL[cls]:
+        values = [_NONE if value is None else value for value in values]
+    return _FORMATS[cls].pack(_TAGS[cls], *values)
 
 
 def decode(data: bytes) -> Message:
     """Returns the message in a datagram.
 
     Raises:
-        ProtocolError: the kind is unknown or the length does not belong to it.
+        ProtocolError: the kind is unknown, the length does not belong to it, or a value is missing.
     """
     if not data or not 1 <= data[0] <= len(_CLASSES):
         raise ProtocolError(f"not a message: {data[:16]!r} ({len(data)} bytes)")
     cls = _CLASSES[data[0] - 1]
     layout = _FORMATS[cls]
     if len(data) != layout.size:
-        raise ProtocolError(f"a {cls.__name__} has {layout.size} bytes, got {len(data)}")
-    return cls(*layout.unpack(data)[1:])
+        raise ProtocolError(f"{cls.__name__}: expected {layout.size} bytes, got {len(data)}")
+    values = dict(zip(_NAMES[cls], layout.unpack(data)[1:], strict=True))
+    for name, value in values.items():
+        if value == _NONE:
+            if name not in _OPTIONAL[cls]:
+                raise ProtocolError(f"{cls.__name__}: {name} is missing")
+            values[name] = None
+    message: Message = cls(**values)
+    return message

@@ -9,7 +9,6 @@ would make a batch depend on what its worker has done before.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import pickle
 import struct
@@ -19,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from mploader.batching.writer import align
+from mploader._util import shared_memory
+from mploader._util.shared_memory import align
 from mploader.errors import ArgumentError, ResourceError
 
 _COUNT = struct.Struct("<q")
@@ -117,8 +117,7 @@ def pack(value: Any, base_fd: int | None = None) -> int:
         end = align(end + part.nbytes)
     fd = -1
     try:
-        fd = os.memfd_create("mploader-job", os.MFD_CLOEXEC)
-        os.posix_fallocate(fd, 0, end)
+        fd = shared_memory.create("mploader-job", end)
         os.pwrite(fd, header, 0)
         for offset, part in zip(offsets, parts, strict=True):
             _write_all(fd, part, offset)
@@ -145,7 +144,7 @@ def unpack(fd: int, base_fd: int | None = None) -> Any:
 
 
 def _parts(fd: int, base_fd: int | None = None) -> list[memoryview]:
-    memory = memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
+    memory = memoryview(shared_memory.map_file(fd, read_only=True))
     (count,) = _COUNT.unpack_from(memory)
     sizes = [_COUNT.unpack_from(memory, 8 * (1 + place))[0] for place in range(count)]
     old = _parts(base_fd) if base_fd is not None and -1 in sizes else []

@@ -1,36 +1,37 @@
-"""The states of tasks and slots, what moves them, and the records that leave the schedule.
+"""The states of tasks and slots, the events that change them, and the records that leave the scheduler.
 
-States of a slot, and what moves it::
+States of a slot, and its events::
 
-    FREE --lease--> LEASED --filled--> READY --take--> LENT --release--> FREE
+    FREE --assign--> ASSIGNED --made--> READY --take--> BORROWED --release--> FREE
                       |                  '--spill, cancel--> FREE
                       |--lost, failed--> FREE
                       '--abandon--> QUARANTINED --lost--> FREE
 
-States of a task (a delivered or cancelled task is forgotten)::
+States of a task, and its events (a delivered or cancelled task is forgotten)::
 
-    PENDING --lease--> LEASED --filled--> READY --take--> (delivered)
-       ^                 |  '---failed--> FAILED --take--> (delivered)
-       '----lost---------'
+    PENDING --assign--> ASSIGNED --made--> READY --take--> (delivered)
+       ^                   |  '---failed--> FAILED --take--> (delivered)
+       '-------lost--------'
 """
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import Any
 
 
 class IllegalEventError(Exception):
-    """The event cannot happen in this state: a fault of mploader itself. Nothing was changed."""
+    """The event is impossible in this state: a fault of mploader itself. Nothing was changed."""
 
 
 class SlotState(enum.Enum):
     """Who may touch a slot: see the module's docstring."""
 
     FREE = enum.auto()
-    LEASED = enum.auto()
+    ASSIGNED = enum.auto()
     READY = enum.auto()
-    LENT = enum.auto()
+    BORROWED = enum.auto()
     QUARANTINED = enum.auto()
 
 
@@ -38,177 +39,146 @@ class TaskState(enum.Enum):
     """How far a batch is: see the module's docstring."""
 
     PENDING = enum.auto()
-    LEASED = enum.auto()
+    ASSIGNED = enum.auto()
     READY = enum.auto()
     FAILED = enum.auto()
 
 
 SLOT_MOVES = {
-    (SlotState.FREE, "lease"): SlotState.LEASED,
-    (SlotState.LEASED, "filled"): SlotState.READY,
-    (SlotState.LEASED, "failed"): SlotState.FREE,
-    (SlotState.LEASED, "lost"): SlotState.FREE,
-    (SlotState.LEASED, "abandon"): SlotState.QUARANTINED,
+    (SlotState.FREE, "assign"): SlotState.ASSIGNED,
+    (SlotState.ASSIGNED, "made"): SlotState.READY,
+    (SlotState.ASSIGNED, "failed"): SlotState.FREE,
+    (SlotState.ASSIGNED, "lost"): SlotState.FREE,
+    (SlotState.ASSIGNED, "abandon"): SlotState.QUARANTINED,
     (SlotState.QUARANTINED, "lost"): SlotState.FREE,
-    (SlotState.READY, "take"): SlotState.LENT,
+    (SlotState.READY, "take"): SlotState.BORROWED,
     (SlotState.READY, "spill"): SlotState.FREE,
     (SlotState.READY, "cancel"): SlotState.FREE,
-    (SlotState.LENT, "release"): SlotState.FREE,
+    (SlotState.BORROWED, "release"): SlotState.FREE,
 }
 
 TASK_MOVES = {
-    (TaskState.PENDING, "lease"): TaskState.LEASED,
-    (TaskState.LEASED, "filled"): TaskState.READY,
-    (TaskState.LEASED, "failed"): TaskState.FAILED,
-    (TaskState.LEASED, "lost"): TaskState.PENDING,
+    (TaskState.PENDING, "assign"): TaskState.ASSIGNED,
+    (TaskState.ASSIGNED, "made"): TaskState.READY,
+    (TaskState.ASSIGNED, "failed"): TaskState.FAILED,
+    (TaskState.ASSIGNED, "lost"): TaskState.PENDING,
 }
 
 
 @dataclass(frozen=True)
-class Lease:
-    """The right of one worker to write one task into one slot."""
+class Replay:
+    """How much of a generator's output is committed, so that another worker can go on behind it.
+
+    Attributes:
+        elements: how many.
+        checksum: over all of them.
+    """
+
+    elements: int = 0
+    checksum: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """The right of one worker to write one task into one slot.
+
+    Attributes:
+        worker: number of the worker's incarnation.
+        task: number of the task.
+        attempt: from 1; one more for each worker that was lost with the task.
+        slot: number of the slot.
+        generation: number of the slot's use.
+        series: number of the series that the task belongs to.
+        epoch: of the series; 0 for a generator.
+        batch_index: place of the batch in its series.
+        first: of a series of single elements, the element of the epoch with which batch 0 begins.
+        input: number of the generator's input; None for a batch of the plan.
+        replay: open the generator anew and skip these elements. None: it stands where this batch begins.
+        spilled: a ready task whose bytes are still in the slot. They must be copied out, and the scheduler told by
+            :meth:`Scheduler.moved_out`, before the worker hears of the assignment.
+    """
 
     worker: int
     task: int
     attempt: int
     slot: int
     generation: int
-    run: int
+    series: int
     epoch: int
-    position: int
-    stream: int = -1
-    """The generator to draw from; -1 for a batch of the plan."""
-    skip: int = -1
-    """How many elements of the generator were drawn before; -1: the worker knows, it has drawn them."""
-    checksum: int = 0
-    """Checksum of these elements, if ``skip`` is not -1."""
-    spilled: int = -1
-    """A ready task whose bytes are still in this slot: copy them out before the lease is sent; -1 for none."""
+    batch_index: int
     first: int = 0
-    """Of a run without a batch size: the element of the epoch with which position 0 begins."""
+    input: int | None = None
+    replay: Replay | None = None
+    spilled: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Taken:
-    """A batch that leaves the schedule.
+    """A batch that leaves the scheduler.
 
     Attributes:
         task: its number.
-        failed: the batch could not be made; there is no slot.
-        slot: where it lies; the slot stays lent until :meth:`Scheduler.release`. -1: in memory of the trainer.
-        copy: too many slots are lent or quarantined already: copy the batch out and release the slot at once.
-        stream: the generator that it is from; -1 for a batch of the plan.
+        result: what :meth:`Scheduler.made` or :meth:`Scheduler.failed` was given.
+        failed: the batch could not be made.
+        slot: where the batch lies; the slot is borrowed until :meth:`Scheduler.release`. None: in no slot.
+        generation: number of the slot's use.
+        copy: too many slots are borrowed or quarantined: copy the batch out and release the slot at once.
     """
 
     task: int
-    failed: bool
-    slot: int = -1
-    generation: int = -1
+    result: Any
+    failed: bool = False
+    slot: int | None = None
+    generation: int = 0
     copy: bool = False
-    stream: int = -1
 
 
 @dataclass(frozen=True)
 class Lost:
-    """What the loss of a worker meant for one of its leases."""
+    """What the loss of a worker meant for one of its assignments.
 
-    lease: Lease
+    Attributes:
+        assignment: which.
+        failed: the task has lost its last attempt outside any sample, or in a generator, and is FAILED.
+    """
+
+    assignment: Assignment
     failed: bool = False
-    """The task has lost its last attempt outside any sample, or in a generator, and is FAILED."""
 
 
 @dataclass
 class Task:
-    """One batch of one run."""
+    """One batch of one series.
+
+    Attributes:
+        number: never used twice.
+        series: number of its series.
+        batch_index: its place there.
+        state: how far it is.
+        attempt: how often it was assigned.
+        slot: where it is written or lies.
+        result: what the pool keeps with a READY or FAILED task.
+        is_moving: its bytes are being copied out of the slot, which belongs to another task already.
+        crashes: for each worker that was lost with the task outside any sample: None, or the element of the generator.
+    """
 
     number: int
-    run: int
-    position: int
+    series: int
+    batch_index: int
     state: TaskState = TaskState.PENDING
     attempt: int = 0
-    slot: int = -1
-    crashes: list[int] = field(default_factory=list)
-    """For each worker lost with the task outside any sample of a batch: -1, or the element of the generator."""
+    slot: int | None = None
+    result: Any = None
+    is_moving: bool = False
+    crashes: list[int | None] = field(default_factory=list)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it can be delivered now."""
+        return self.state in (TaskState.READY, TaskState.FAILED) and not self.is_moving
 
     def move(self, event: str) -> None:
-        """Goes to the next state, or raises and stays."""
+        """Goes to the next state, or raises IllegalEventError and stays."""
         if (self.state, event) not in TASK_MOVES:
             raise IllegalEventError(f"task {self.number} is {self.state.name}: {event} is impossible")
         self.state = TASK_MOVES[self.state, event]
-
-
-@dataclass
-class Slot:
-    """One slot: its state, how often it was leased, and the task whose bytes it holds."""
-
-    state: SlotState = SlotState.FREE
-    generation: int = 0
-    task: int = -1
-
-
-@dataclass
-class StreamPass:
-    """One pass over the outputs of many generators, which are opened in their order."""
-
-    streams: int
-    """How many there are."""
-    limit: int
-    """Of each: see :attr:`Run.limit`."""
-    window: int
-    """So many are opened ahead whose generators have not ended."""
-    most_made: int
-    """So many may be open besides, of which all is made that may be, before no more are opened ahead."""
-    opened: int = 0
-    takes_any: bool = False
-    """Its consumer takes whichever is ready, also of streams that are opened while it waits."""
-    runs: dict[int, int] = field(default_factory=dict)
-    """The stream of each open run; the one that was delivered from least recently first."""
-
-
-@dataclass
-class Run:
-    """One pass over an epoch, or over the output of one generator."""
-
-    epoch: int
-    length: float
-    """One more than the last position; infinite for a stream that has not ended."""
-    claimed: bool
-    limit: int
-    """Most batches that may be under way or ready, unless more are wanted."""
-    frontier: int
-    """The first position that was never leased."""
-    pending: list[int] = field(default_factory=list)
-    """Heap of positions before the frontier that have to be made again."""
-    tasks: dict[int, int] = field(default_factory=dict)
-    """Task numbers of the positions before the frontier that are not delivered."""
-    waiting: set[int] = field(default_factory=set)
-    delivered: int = 0
-    stream: int = -1
-    worker: int | None = None
-    """Of a stream: the worker where its generator lives."""
-    drawn: int = 0
-    """Of a stream: elements in its committed batches."""
-    checksum: int = 0
-    """Of a stream: the checksum of these elements."""
-    first: int = 0
-    """See :attr:`Lease.first`."""
-    part_of: StreamPass | None = None
-
-    @property
-    def is_unbound(self) -> bool:
-        """Whether it is a stream whose generator lives nowhere: not yet, or not any more."""
-        return self.stream >= 0 and self.worker is None
-
-    def next_pending(self) -> int | None:
-        """The position to make next; None if there is none, or enough are under way."""
-        if self.pending:
-            return self.pending[0]
-        if self.frontier < self.length and (len(self.tasks) < self.limit or self.is_wanted(self.frontier)):
-            return self.frontier
-        return None
-
-    def is_wanted(self, position: int) -> bool:
-        """Whether somebody waits for a position, or for one that is leased after it."""
-        return position in self.waiting or any(
-            other > position and (other >= self.frontier or other in self.pending) for other in self.waiting
-        )

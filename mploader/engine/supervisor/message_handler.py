@@ -1,123 +1,119 @@
-"""What workers say: each message is checked against what the trainer knows and carried out, or makes no sense.
+"""What workers report: each message is checked against what the trainer knows, and carried out or refused.
 
-Called by the supervising thread with the ledger's lock held.
+Called by the supervisor thread with the state's lock held.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import mmap
-import os
 import pickle
 import time
 
-import numpy as np
-
-from mploader.batching.writer import Array
+from mploader._util.shared_memory import Array
 from mploader.engine.ipc import messages, sample_report
-from mploader.engine.ipc.arena import TEXT_BYTES, SlotMemory
+from mploader.engine.ipc.job import ProbedElement
 from mploader.engine.ipc.sample_report import SampleReport
-from mploader.engine.supervisor.shared_state import Result
+from mploader.engine.ipc.slots import Slots
+from mploader.engine.ipc.worker_status import TEXT_BYTES
+from mploader.engine.scheduler.states import Assignment, Replay
+from mploader.engine.supervisor.ready_batch import ReadyBatch
+from mploader.engine.supervisor.worker_handle import Received
 from mploader.engine.supervisor.worker_table import WorkerEntry, WorkerTable
-from mploader.engine.worker.loop import Description
 
 
 class MessageHandler:
     """Takes in the messages of all workers."""
 
-    def __init__(self, crew: WorkerTable) -> None:
-        self._crew = crew
+    def __init__(self, table: WorkerTable) -> None:
+        self._table = table
 
-    def accept(self, member: WorkerEntry, message: messages.Message, overflow: Array | None) -> bool:
-        """Carries out one message. False: it makes no sense now."""
+    def accept(self, entry: WorkerEntry, received: Received) -> bool:
+        """Carries out one message. Returns False if it makes no sense now.
+
+        Raises:
+            ProtocolError: the text that belongs to it cannot be read.
+        """
+        message = received.message
         if isinstance(message, messages.Hello):
-            if member.is_ready or message.protocol != messages.PROTOCOL:
-                return False
-            member.is_ready = self._crew.ever_ready = True
-            return True
+            return self._hello(entry, message)
         if isinstance(message, messages.Broken):
-            member.broken = member.area.read_text(message.text_bytes).decode(errors="replace")
+            entry.broken = entry.handle.status.read_text(message.text_bytes).decode(errors="replace")
             return True
-        if isinstance(message, messages.Described):
-            return self._accept_description(member, message)
-        if isinstance(message, (messages.Filled, messages.Drawn, messages.Failed)):
-            return self._accept_result(member, message, overflow)
-        return False
+        if isinstance(message, messages.Probed):
+            return self._probed(entry, message)
+        return self._result(entry, message, received.overflow)
 
-    def _accept_description(self, member: WorkerEntry, message: messages.Described) -> bool:
-        if not member.describing or message.index != self._crew.ledger.to_describe:
+    def _hello(self, entry: WorkerEntry, message: messages.Hello) -> bool:
+        if entry.is_ready or message.protocol != messages.PROTOCOL:
             return False
-        data = member.area.read_text(message.payload_bytes)
-        name = member.process.name
-        self._crew.answer_description(
-            member, _read_description(data) if message.ok else _read_reports(data)[0].to_error(name)
-        )
+        entry.is_ready = self._table.was_ready = True
         return True
 
-    def _accept_result(
-        self, member: WorkerEntry, message: messages.Filled | messages.Drawn | messages.Failed, overflow: Array | None
-    ) -> bool:
-        schedule, slots = self._crew.ledger.schedule, self._crew.arena.slots
-        if schedule is None or slots is None:
+    def _probed(self, entry: WorkerEntry, message: messages.Probed) -> bool:
+        if not entry.is_probing or message.sample_index != self._table.state.to_probe:
             return False
-        lease = schedule.current(
-            member.process.number, message.task, message.attempt, message.slot, message.generation
-        )
-        if lease is None:
-            return member.process.killed_s is not None  # too late, and so it counts for nothing; otherwise nonsense
-        # What the slot says is read before the schedule may give the slot to somebody else.
-        found: list[SampleReport] = []
-        if message.report_bytes or isinstance(message, messages.Failed):
-            found = self._with_last_words(_read_reports(_report(message, slots, overflow)))
-        if isinstance(message, messages.Failed):
-            schedule.failed(lease)
-            result = Result(error=found[0].to_error(member.process.name))
+        data = entry.handle.status.read_text(message.text_bytes)
+        if message.ok:
+            self._table.answer_probe(entry, _read_probe(data))
         else:
-            if message.batch_bytes <= slots.data_bytes:
-                overflow = None  # it holds the reports alone
-            room = slots.data_bytes if overflow is None else overflow.nbytes
-            if not 0 < message.batch_bytes <= room or message.samples < 0:
-                return False
-            is_last = isinstance(message, messages.Drawn) and bool(message.is_last)
-            if isinstance(message, messages.Drawn):
-                schedule.drawn(lease, elements=message.samples, is_last=is_last, checksum=message.checksum)
-            else:
-                schedule.filled(lease)
-            result = Result(message.samples, message.batch_bytes, found, overflow, is_last)
-            self._crew.counters.filled(member.process.index, message, time.monotonic_ns(), schedule.counts())
-        self._crew.made(message.task)
-        if schedule.has_task(message.task):
-            self._crew.ledger.results[message.task] = result
-            if schedule.is_waited_for(message.task):
-                self._crew.ledger.changed.notify_all()
+            self._table.answer_probe(entry, _read_reports(data)[0].to_error(entry.handle.name))
         return True
 
-    def _with_last_words(self, found: list[SampleReport]) -> list[SampleReport]:
+    def _result(
+        self, entry: WorkerEntry, message: messages.Made | messages.Failed, overflow: Array | None
+    ) -> bool:
+        scheduler = self._table.state.scheduler
+        if scheduler is None or not self._table.arena.has_slots:
+            return False
+        assignment = scheduler.current(entry.number, message.task, message.attempt, message.slot, message.generation)
+        if assignment is None:
+            return entry.is_killed  # too late, and so it counts for nothing; otherwise nonsense
+        # What the slot says is read before the scheduler may give the slot to another task.
+        slots = self._table.arena.slots
+        reports: list[SampleReport] = []
+        if message.report_bytes or isinstance(message, messages.Failed):
+            reports = self._with_last_words(_read_reports(_report_bytes(message, slots, overflow)))
+        if isinstance(message, messages.Failed):
+            scheduler.failed(assignment, ReadyBatch(error=reports[0].to_error(entry.handle.name)))
+        elif not self._made(entry, assignment, message, reports, overflow, slots):
+            return False
+        self._table.made(message.task)
+        if scheduler.is_waited_for(message.task):
+            self._table.state.changed.notify_all()
+        return True
+
+    def _made(
+        self, entry: WorkerEntry, assignment: Assignment, message: messages.Made, reports: list[SampleReport],
+        overflow: Array | None, slots: Slots,
+    ) -> bool:  # fmt: skip
+        scheduler = self._table.state.scheduler
+        assert scheduler is not None
+        if message.batch_bytes <= slots.data_bytes:
+            overflow = None  # it holds the reports alone
+        room = slots.data_bytes if overflow is None else overflow.nbytes
+        if not 0 < message.batch_bytes <= room or message.samples < 0:
+            return False
+        ready = ReadyBatch(
+            samples=message.samples, size=message.batch_bytes, reports=reports, input=assignment.input,
+            is_last=bool(message.is_last), overflow=overflow,
+        )  # fmt: skip
+        replay = Replay(message.elements, message.checksum) if assignment.input is not None else None
+        scheduler.made(assignment, ready, replay=replay, is_last=ready.is_last)
+        self._table.counters.filled(
+            entry.handle.index, assignment, message, time.monotonic_ns(), scheduler.slots.counts
+        )
+        return True
+
+    def _with_last_words(self, reports: list[SampleReport]) -> list[SampleReport]:
         """Adds to the reports on samples that have killed workers what the last of these printed."""
         return [
-            dataclasses.replace(report, traceback=self._crew.last_words.get(report.index, ""))
-            if report.group in ("crash", "stall") else report
-            for report in found
+            dataclasses.replace(report, traceback=self._table.last_words.get(report.index, ""))
+            if report.group in ("crash", "stall") and report.index is not None else report
+            for report in reports
         ]  # fmt: skip
 
 
-def map_file(fd: int) -> Array:
-    """Maps the file of what did not fit into its slot; it goes with the last array that refers to it.
-
-    Raises:
-        ProtocolError: it is no such file, or there is no memory for it.
-    """
-    try:
-        return np.frombuffer(mmap.mmap(fd, 0), np.uint8)
-    except (OSError, ValueError) as error:
-        raise messages.ProtocolError(f"a file that cannot be mapped: {error}") from error
-    finally:
-        os.close(fd)
-
-
-def _report(
-    message: messages.Filled | messages.Drawn | messages.Failed, slots: SlotMemory, overflow: Array | None
-) -> bytes:
+def _report_bytes(message: messages.Made | messages.Failed, slots: Slots, overflow: Array | None) -> bytes:
     """The reports on bad samples as the worker wrote them: beside the slot, or at the end of the file sent along."""
     if message.report_bytes <= TEXT_BYTES:
         return slots.read_report(message.slot, message.report_bytes)
@@ -133,11 +129,11 @@ def _read_reports(data: bytes) -> list[SampleReport]:
         raise messages.ProtocolError(f"a report that cannot be read: {error}") from error
 
 
-def _read_description(data: bytes) -> Description:
+def _read_probe(data: bytes) -> ProbedElement:
     try:
-        description = pickle.loads(data)
+        probed = pickle.loads(data)
     except Exception as error:  # unpickling raises anything
-        raise messages.ProtocolError(f"a description that cannot be read: {error!r}") from error
-    if not isinstance(description, Description):
-        raise messages.ProtocolError("a description that is none")
-    return description
+        raise messages.ProtocolError(f"a probe that cannot be read: {error!r}") from error
+    if not isinstance(probed, ProbedElement):
+        raise messages.ProtocolError(f"expected a probed element, got a {type(probed).__name__}")
+    return probed

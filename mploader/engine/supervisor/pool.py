@@ -1,64 +1,48 @@
-"""A set of worker processes with their slots, as the loader uses it."""
+"""A set of workers with their slots, as the loader uses it."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import os
 import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from mploader._util.platform_check import resource
+from mploader._util.shared_memory import PAGE, align
 from mploader.batching.writer import BatchLayout
 from mploader.engine.ipc import serialization
 from mploader.engine.ipc.arena import Arena
-from mploader.engine.ipc.sample_report import SampleReport
+from mploader.engine.ipc.job import Job, ProbedElement
+from mploader.engine.ipc.sample_report import STALLED
+from mploader.engine.ipc.worker_status import TEXT_BYTES
 from mploader.engine.scheduler.crash_policy import CrashPolicy
 from mploader.engine.scheduler.scheduler import Scheduler
 from mploader.engine.scheduler.states import SlotState, Taken
-from mploader.engine.supervisor.shared_state import PoolState, Result
+from mploader.engine.supervisor.channel_worker import DESCRIPTORS_PER_WORKER
+from mploader.engine.supervisor.ready_batch import ReadyBatch
+from mploader.engine.supervisor.shared_state import PoolState
 from mploader.engine.supervisor.supervisor import Supervisor
-from mploader.engine.supervisor.worker_process import DESCRIPTORS_PER_WORKER
-from mploader.engine.worker.generators import StreamJob
-from mploader.engine.worker.loop import Description, Job
+from mploader.engine.supervisor.worker_handle import Launcher, chosen_launcher
+from mploader.engine.supervisor.worker_process import ProcessLauncher
+from mploader.engine.supervisor.worker_table import WorkerTable
 from mploader.errors import ArgumentError, ClosedError, LoaderError, ResourceError, WorkerError
 from mploader.monitoring.statistics import Counters, Handover, Statistics
 from mploader.monitoring.trace import MAX_EVENTS, Trace
 
 SPARE_DESCRIPTORS = 16
-"""What must be left of the trainer's descriptors for starting workers, and for the rest of the program."""
+"""How many of the trainer's descriptors must be left for starting workers, and for the rest of the program."""
 POOL_DESCRIPTORS = 6
-"""What a pool takes besides its workers: the arena and its mappings, the job, epoll and its wake-up."""
+"""How many a pool takes besides its workers: the arena and its mappings, the job, epoll and its wake-up."""
 
 EXIT_S = 3.0
-"""How long the end of the program waits for the threads of pools."""
+"""How long the end of the program waits for the threads of pools, in seconds."""
 
 _threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """A batch that a consumer has got.
-
-    Attributes:
-        batch: the structure of arrays.
-        samples: samples in it.
-        reports: the bad samples that were dropped or replaced.
-        stream: the generator that it is from; -1 for batches of a plan.
-        is_last: it is the last of its stream; always False for batches of a plan.
-        got_ns: when it was handed over, on the monotonic clock.
-    """
-
-    batch: Any
-    samples: int
-    reports: list[SampleReport]
-    stream: int
-    is_last: bool
-    got_ns: int
 
 
 class Pool:
@@ -66,16 +50,19 @@ class Pool:
 
     Args:
         job: what the workers do.
-        num_workers: how many processes.
+        num_workers: how many.
         stall_timeout_s: seconds without progress before a worker is replaced.
+        launcher: starts them. None: as processes of this machine, or as :func:`use_launcher` says.
 
     Raises:
+        ArgumentError: the job cannot be pickled.
         ResourceError: the machine does not grant what is needed.
     """
 
-    def __init__(self, job: Job | StreamJob, num_workers: int, stall_timeout_s: float) -> None:
+    def __init__(self, job: Job, num_workers: int, stall_timeout_s: float, launcher: Launcher | None = None) -> None:
         self._owner_pid = os.getpid()
-        _check_descriptors(num_workers)
+        launcher = launcher or chosen_launcher() or ProcessLauncher()
+        check_descriptors(num_workers)
         with contextlib.ExitStack() as opened:
             self._arena = Arena(num_workers)
             opened.callback(self._arena.close)
@@ -83,24 +70,17 @@ class Pool:
             opened.callback(os.close, job_fd)
             self._job_fd = job_fd
             self._counters = Counters(num_workers)
-            self._num_workers = num_workers
             self._trace: Trace | None = None
-            blame = CrashPolicy(
-                num_workers,
-                per_epoch=isinstance(job, Job) and (job.takes_rng() or job.source_changes()),
-                skips=isinstance(job, Job) and job.on_bad_sample != "raise",
-            )
+            self._policy = CrashPolicy(num_workers, job.depends_on_epoch, job.skips_bad, STALLED)
             try:
-                self._ledger = PoolState(self._arena)
-                opened.callback(self._close_ledger)
-                supervisor = Supervisor(
-                    self._ledger, self._arena, self._counters, job_fd, num_workers, stall_timeout_s, blame,
-                    job.shards if isinstance(job, StreamJob) else (),
-                )  # fmt: skip
+                self._state = PoolState(self._arena, num_workers)
+                opened.callback(self._close_state)
+                table = WorkerTable(self._state, self._arena, self._counters, self._policy, job)
+                supervisor = Supervisor(table, launcher, job_fd, stall_timeout_s)
                 # A daemon thread: an interpreter that exits waits for others, and the workers end with the thread.
                 self._thread = threading.Thread(target=supervisor.run, name="mploader supervisor", daemon=True)
                 # Whatever happens to the pool, its workers end.
-                weakref.finalize(self, self._ledger.request_stop).atexit = False
+                weakref.finalize(self, self._state.request_stop).atexit = False
                 self._start(opened.pop_all())
             except (OSError, RuntimeError) as error:
                 raise ResourceError(
@@ -117,27 +97,29 @@ class Pool:
             if self._thread.ident is None:  # it never ran; an interrupt may also come when it does
                 opened.close()
             else:
-                self._ledger.request_stop()
+                self._state.request_stop()
             raise
 
-    def _close_ledger(self) -> None:
-        with self._ledger.lock:
-            self._ledger.close()
+    def _close_state(self) -> None:
+        with self._state.lock:
+            self._state.close()
 
-    def probe(self, index: int) -> Description:
-        """Lets a worker make the element of one sample and returns its description.
+    # Before the first batch
+
+    def probe(self, sample_index: int) -> ProbedElement:
+        """Has a worker make the element of one sample and returns its description.
 
         Raises:
             LoaderError: the sample is bad, or no worker can be kept alive.
         """
         self.check_process()
-        ledger = self._ledger
-        with ledger.lock:
-            ledger.ask_for_description(index)
-            while ledger.description is None:
-                ledger.check()
-                ledger.changed.wait(1.0)
-            answer = ledger.description
+        state = self._state
+        with state.lock:
+            state.ask_for_probe(sample_index)
+            while state.probed is None:
+                state.check()
+                state.changed.wait(1.0)
+            answer = state.probed
         if isinstance(answer, LoaderError):
             raise answer
         return answer
@@ -145,165 +127,198 @@ class Pool:
     def allocate(
         self, layout: BatchLayout, batch_bytes: int, slots: int, reserved: int, wanted: int | None = None
     ) -> None:
-        """Makes the slots; from now on runs can be opened.
+        """Makes the slots; from now on series can be opened.
 
         Args:
             layout: how a batch lies in a slot.
             batch_bytes: room for a batch in each slot; a larger batch travels outside the slots.
             slots: how many.
-            reserved: how many of them are never lent.
+            reserved: how many of them are never borrowed.
             wanted: how many there would be with memory enough; None: as many.
 
         Raises:
             ResourceError: the memory is not granted.
             LoaderError: the pool is closed or has failed.
         """
-        with self._ledger.lock:
-            self._ledger.check()  # an open pool has its memory's file, and keeps it open as long as the lock is held
-            memory = self._arena.add_slots(serialization.dumps(layout), slots, batch_bytes)
-            self._counters.allocated(slots if wanted is None else wanted, memory.slot_bytes)
-            self._ledger.layout = layout
-            self._ledger.schedule = Scheduler(slots, reserved)
-            self._ledger.wake()
+        with self._state.lock:
+            self._state.check()  # an open pool has its memory's file, and keeps it open as long as the lock is held
+            self._arena.store_layout(serialization.dumps(layout))
+            self._arena.add_slots(slots, batch_bytes)
+            self._counters.allocated(slots if wanted is None else wanted, slot_size(batch_bytes))
+            self._state.layout = layout
+            self._batch_bytes = batch_bytes
+            self._state.scheduler = Scheduler(slots, reserved)
+            self._state.wake()
 
-    def open_run(self, epoch: int, length: int, start: int = 0, *, first: int = 0, claimed: bool = True) -> int:
-        """Opens a run over the batches of an epoch; see :meth:`Scheduler.open_run`."""
+    # While it runs
+
+    def add_slots(self, count: int) -> None:
+        """Makes more slots, in a segment of memory of their own; what there is stays where it is.
+
+        Raises:
+            ResourceError: the memory is not granted; nothing has changed.
+            LoaderError: the pool is closed or has failed.
+        """
+        with self._state.lock:
+            scheduler = self._open_scheduler()
+            self._arena.add_slots(count, self._batch_bytes)
+            scheduler.add_slots(count)
+            self._state.wake()
+
+    def add_workers(self, count: int) -> None:
+        """Starts more workers beside those that there are.
+
+        Raises:
+            ResourceError: the memory or the descriptors are not granted; nothing has changed.
+            LoaderError: the pool is closed or has failed.
+        """
+        check_descriptors(count)
+        with self._state.lock:
+            self._state.check()
+            self._arena.add_statuses(count)
+            self._counters.add_workers(count)
+            self._policy.num_workers += count
+            self._state.num_workers += count  # last: from now on the supervisor starts them
+            self._state.wake()
+
+    def open_series(self, epoch: int, length: int, start: int = 0, *, first: int = 0, claimed: bool = True) -> int:
+        """Opens the batches of an epoch; see :meth:`Scheduler.open_series`."""
         self.check_process()
-        with self._ledger.lock:
-            run = self._open_schedule().open_run(epoch, length, start, first=first, claimed=claimed)
-            self._ledger.wake()
-            return run
+        with self._state.lock:
+            series = self._open_scheduler().open_series(epoch, length, start, first=first, claimed=claimed)
+            self._state.wake()
+            return series
 
     def renew(self, epoch: int, source: Any) -> serialization.SharedFile:
-        """Makes ``source`` the source of an epoch, for runs over it that are opened from now on.
+        """Makes ``source`` the source of an epoch, for series over it that are opened from now on.
 
-        It stays so as long as the caller keeps what is returned. Arrays that are the same as at the start are not sent
+        It stays so as long as the caller keeps the returned file. Arrays that are the same as at the start are not sent
         again.
 
         Raises:
             ResourceError: the memory is not granted.
             LoaderError: the pool is closed or has failed.
         """
-        with self._ledger.lock:
-            self._open_schedule()  # an open pool has its job's file
+        with self._state.lock:
+            self._open_scheduler()  # an open pool has its job's file
             job_fd = os.dup(self._job_fd)
         try:
             renewal = serialization.SharedFile(serialization.pack(source, job_fd))
         finally:
             os.close(job_fd)
-        with self._ledger.lock:
-            self._ledger.renewals[epoch] = renewal
+        with self._state.lock:
+            self._state.renewals[epoch] = renewal
         return renewal
 
-    def claim(self, run: int) -> None:
-        """A run that was opened ahead of time is asked for now."""
+    def claim(self, series: int) -> None:
+        """A series that was opened ahead of time is read from now on."""
         self.check_process()
-        with self._ledger.lock:
-            self._open_schedule().claim(run)
-            self._ledger.wake()
+        with self._state.lock:
+            self._open_scheduler().claim(series)
+            self._state.wake()
 
-    def give_up_run(self, run: int) -> None:
-        """Nobody wants the rest of a run. Takes no lock: finalizers call this, on any thread."""
-        self._ledger.give_up_run(run)
+    def cancel_series(self, series: int) -> None:
+        """The rest of a series is not wanted. Takes no lock: finalizers call this, on any thread."""
+        self._state.cancel_series(series)
 
-    def open_pass(self, streams: int, limit: int, window: int, most_made: int) -> int:
-        """Opens a pass over the output of generators; see :meth:`Scheduler.open_pass`."""
+    def open_group(self, inputs: int, max_ahead: int, window: int, max_idle: int) -> int:
+        """Opens a pass over the output of generators; see :meth:`Scheduler.open_group`."""
         self.check_process()
-        with self._ledger.lock:
-            number = self._open_schedule().open_pass(streams, limit, window, most_made)
-            self._ledger.wake()
-            return number
+        with self._state.lock:
+            group = self._open_scheduler().open_group(inputs, max_ahead, window, max_idle)
+            self._state.wake()
+            return group
 
-    def give_up_pass(self, number: int) -> None:
-        """Nobody wants the rest of a pass. Takes no lock: finalizers call this, on any thread."""
-        self._ledger.give_up_pass(number)
+    def cancel_group(self, group: int) -> None:
+        """The rest of a group is not wanted. Takes no lock: finalizers call this, on any thread."""
+        self._state.cancel_group(group)
 
-    def run_of(self, number: int, stream: int) -> int:
-        """Returns the run over one stream of a pass; see :meth:`Scheduler.run_of`."""
+    def series_of(self, group: int, number: int) -> int:
+        """Returns the series over one input of a group; see :meth:`Scheduler.series_of`."""
         self.check_process()
-        with self._ledger.lock:
-            schedule = self._open_schedule()
-            _check_pass(schedule, number)
-            run = schedule.run_of(number, stream)
-            self._ledger.wake()
-            return run
+        with self._state.lock:
+            scheduler = self._open_scheduler()
+            _check_group(scheduler, group)
+            series = scheduler.series_of(group, number)
+            self._state.wake()
+            return series
 
-    def next_batch(self, run: int, position: int, left_ns: int = 0) -> Delivery:
-        """Waits for a batch and returns it.
+    # Batches
+
+    def next_batch(self, series: int, batch_index: int, left_ns: int = 0) -> ReadyBatch:
+        """Waits for a batch and returns it, with its arrays.
+
+        The arrays are views of a slot, which is free again when the last of them is gone; or of memory of their own, if
+        so many slots are borrowed that the workers would run out of them.
 
         Args:
-            run: the run.
-            position: the batch's place in the epoch.
+            series: which series.
+            batch_index: the batch's place in it.
             left_ns: ``got_ns`` of the batch that the consumer has got before; 0 for its first.
 
-        The arrays are views of a slot, which is free again when the last of them is gone; or of memory of their
-        own, if so many slots are lent that the workers would run out of them.
-
         Raises:
-            ArgumentError: it was given before.
+            ArgumentError: it was delivered before.
             LoaderError: the batch cannot be made; every later call raises it again.
         """
-        delivery = self._next(lambda _: {run: position}, left_ns)
-        assert delivery is not None, "a run wants its batch"
-        return delivery
+        ready = self._next(lambda _: {series: batch_index}, left_ns)
+        assert ready is not None, "a series has its batch"
+        return ready
 
-    def next_of_pass(self, number: int, left_ns: int = 0) -> Delivery | None:
-        """Waits for the first batch of any stream of a pass; as :meth:`next_batch`.
+    def next_of_group(self, group: int, left_ns: int = 0) -> ReadyBatch | None:
+        """Waits for the first batch of any generator of a group; as :meth:`next_batch`.
 
-        Of those that are ready, one of the stream that was served least recently comes first. None: all were delivered.
+        Of those that are ready, one of the generator that was served least recently comes first. None: all were
+        delivered.
         """
 
-        def heads(schedule: Scheduler) -> dict[int, int]:
-            _check_pass(schedule, number)
-            return schedule.heads(number)
+        def heads(scheduler: Scheduler) -> dict[int, int]:
+            _check_group(scheduler, group)
+            return scheduler.heads(group)
 
         return self._next(heads, left_ns)
 
-    def _next(self, heads: Callable[[Scheduler], dict[int, int]], left_ns: int) -> Delivery | None:
+    def _next(self, heads: Callable[[Scheduler], dict[int, int]], left_ns: int) -> ReadyBatch | None:
         self.check_process()
-        ledger, asked_ns = self._ledger, time.monotonic_ns()
+        state, asked_ns = self._state, time.monotonic_ns()
         wanted: dict[int, int] = {}
 
-        def note(schedule: Scheduler) -> dict[int, int]:
+        def note(scheduler: Scheduler) -> dict[int, int]:
             nonlocal wanted
-            wanted = heads(schedule)
+            wanted = heads(scheduler)
             return wanted
 
         try:
             self._counters.asked(asked_ns, left_ns)
-            with ledger.lock:
-                found = ledger.take(note)
+            with state.lock:
+                found = state.take(note)
                 if found is None:
                     return None
-                run, taken, result = found
+                series, taken = found
                 taken_ns = time.monotonic_ns()
-                if result.error is not None:
-                    ledger.fail(result.error)
-                    ledger.check()
-                assert ledger.schedule is not None
-                slots = ledger.schedule.counts()
-                ledger.wake_for_work()
-            try:
-                batch = self._hand_over(taken, result)
-            except ClosedError:
-                with ledger.lock:
-                    ledger.check()  # the memory went with the supervising thread, for a reason of its own
-                raise
+                ready: ReadyBatch = taken.result
+                if ready.error is not None:
+                    state.fail(ready.error)
+                    state.check()
+                assert state.scheduler is not None
+                slots = state.scheduler.slots.counts
+                state.wake_for_work()
+            batch = self._hand_over(taken, ready)
             got_ns = time.monotonic_ns()
             self._counters.delivered(
-                Handover(run, wanted[run], result.samples, result.size, len(result.reports), taken.copy, left_ns,
+                Handover(series, wanted[series], ready.samples, ready.size, len(ready.reports), taken.copy, left_ns,
                          asked_ns, taken_ns, got_ns),
                 slots,
             )  # fmt: skip
-            return Delivery(batch, result.samples, result.reports, taken.stream, result.is_last, got_ns)
+            return dataclasses.replace(ready, overflow=None, batch=batch, got_ns=got_ns)
         except LoaderError:
             raise
         except BaseException as error:
             # Ctrl-C at this moment, say. A batch that is taken cannot be given again, and an epoch with a hole in it
             # must not look like one without.
-            with ledger.lock:
-                if ledger.schedule is not None and any(map(ledger.schedule.is_delivered, wanted, wanted.values())):
-                    ledger.fail(WorkerError(f"a batch was lost on its way to the consumer ({error!r})"))
+            with state.lock:
+                scheduler = state.scheduler
+                if scheduler is not None and any(map(scheduler.is_delivered, wanted, wanted.values())):
+                    state.fail(WorkerError(f"a batch was lost on its way to the consumer ({error!r})"))
             raise
         finally:
             self._counters.stop_waiting()
@@ -313,39 +328,46 @@ class Pool:
         if left_ns and os.getpid() == self._owner_pid:
             self._counters.ended(time.monotonic_ns(), left_ns)
 
-    def _hand_over(self, taken: Taken, result: Result) -> Any:
-        """Returns the batch in memory that stays as long as somebody refers to it."""
-        layout = self._ledger.layout
+    def _hand_over(self, taken: Taken, ready: ReadyBatch) -> Any:
+        """Returns the arrays of a batch, in memory that stays as long as anything refers to them."""
+        layout = self._state.layout
         assert layout is not None
-        if result.overflow is not None:
-            root = result.overflow
-            if taken.slot >= 0:
+        try:
+            if ready.overflow is not None:
+                root = ready.overflow
+            else:
+                assert taken.slot is not None, "a batch is in its slot or beside it"
+                if not taken.copy:
+                    return layout.read(self._arena.lend(taken.slot, taken.generation, ready.size))
+                root = self._arena.copy(taken.slot, ready.size)
+            if taken.slot is not None:
                 self._arena.released.put((taken.slot, taken.generation))
-        elif taken.copy:
-            root = self._arena.copy(taken.slot, result.size)
-            self._arena.released.put((taken.slot, taken.generation))
-        else:
-            root = self._arena.lend(taken.slot, taken.generation, result.size)
-        return layout.read(root)
+            return layout.read(root)
+        except ClosedError:
+            with self._state.lock:
+                self._state.check()  # the memory went with the supervisor thread, for a reason of its own
+            raise
 
     def fail(self, error: LoaderError) -> None:
         """Makes an error the answer to every call from now on, and ends the workers."""
-        with self._ledger.lock:
-            self._ledger.fail(error)
+        with self._state.lock:
+            self._state.fail(error)
+
+    # Watching
 
     def statistics(self) -> Statistics:
         """Returns the totals so far."""
         return self._counters.snapshot(self._slot_counts())
 
     def recent_statistics(self) -> Statistics:
-        """Returns what has happened in about the last minute, without the start of the first run."""
+        """Returns what has happened in about the last minute, without the start of the first series."""
         return self._counters.recent(self._slot_counts())
 
     def _slot_counts(self) -> dict[SlotState, int]:
         self.check_process()
-        with self._ledger.lock:
-            self._ledger.collect()
-            return {} if self._ledger.schedule is None else self._ledger.schedule.counts()
+        with self._state.lock:
+            self._state.collect()
+            return {} if self._state.scheduler is None else self._state.scheduler.slots.counts
 
     @property
     def trace(self) -> Trace | None:
@@ -360,7 +382,7 @@ class Pool:
         """
         if self.trace is not None:
             raise ArgumentError(f"a trace is under way, to {self.trace.path!r}; stop it first")
-        self._trace = Trace(path, self._num_workers, max_events)
+        self._trace = Trace(path, self._state.num_workers, max_events)
         self._counters.listen(self._trace)
         return self._trace
 
@@ -368,30 +390,32 @@ class Pool:
     def worker_pids(self) -> list[int]:
         """The process ids of the living workers, in the order of their indices."""
         self.check_process()
-        with self._ledger.lock:
-            return [pid for _, pid in sorted(self._ledger.pids.items())]
+        with self._state.lock:
+            return [pid for _, pid in sorted(self._state.pids.items())]
+
+    # The end
 
     def request_stop(self) -> None:
-        """Asks the supervising thread to end the workers. Takes no lock and waits for nothing."""
-        self._ledger.request_stop()
+        """Asks the supervisor thread to end the workers. Takes no lock and waits for nothing."""
+        self._state.request_stop()
 
     def close(self) -> None:
         """Ends the workers and waits until they are gone. May be called from any thread, any number of times.
 
-        It does not wait where it cannot: in the supervising thread, where the garbage collector may run somebody's
-        ``__del__``, and while this thread holds the lock that the supervising thread needs.
+        It does not wait where it cannot: in the supervisor thread, where the garbage collector may run a ``__del__`` of
+        the user's, and while this thread holds the lock that the supervisor thread needs.
         """
         self.request_stop()
-        can_wait = self._thread is not threading.current_thread() and not self._ledger.is_held()
+        can_wait = self._thread is not threading.current_thread() and not self._state.is_held()
         if can_wait and os.getpid() == self._owner_pid:
             self._thread.join()
             if self._trace is not None:
                 self._trace.stop()
 
-    def _open_schedule(self) -> Scheduler:
-        self._ledger.check()
-        assert self._ledger.schedule is not None, "the slots are made before the first run"
-        return self._ledger.schedule
+    def _open_scheduler(self) -> Scheduler:
+        self._state.check()
+        assert self._state.scheduler is not None, "the slots are made before the first series"
+        return self._state.scheduler
 
     def check_process(self) -> None:
         """Raises ClosedError in a fork of the process that made the pool."""
@@ -402,9 +426,14 @@ class Pool:
             )
 
 
-def _check_pass(schedule: Scheduler, number: int) -> None:
-    if not schedule.has_pass(number):
-        raise ClosedError(f"pass {number} over the generators is closed")
+def slot_size(batch_bytes: int) -> int:
+    """Bytes of a slot for batches of ``batch_bytes``, with room for a report, rounded up to whole pages."""
+    return align(batch_bytes + TEXT_BYTES, PAGE)
+
+
+def _check_group(scheduler: Scheduler, group: int) -> None:
+    if not scheduler.has_group(group):
+        raise ClosedError(f"pass {group} over the generators is closed")
 
 
 @atexit.register
@@ -418,15 +447,20 @@ def _wait_for_threads() -> None:
         thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def _check_descriptors(num_workers: int) -> None:
+def check_descriptors(num_workers: int) -> None:
+    """Checks that this process may open the descriptors that some workers need.
+
+    Raises:
+        ResourceError: it may not.
+    """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if limit == resource.RLIM_INFINITY:
         return
     in_use = len(os.listdir("/proc/self/fd"))
-    wanted = DESCRIPTORS_PER_WORKER * num_workers + POOL_DESCRIPTORS + SPARE_DESCRIPTORS
-    if in_use + wanted > limit:
+    needed = DESCRIPTORS_PER_WORKER * num_workers + POOL_DESCRIPTORS + SPARE_DESCRIPTORS
+    if in_use + needed > limit:
         raise ResourceError(
-            f"a loader with {num_workers} workers wants {wanted} descriptors ({DESCRIPTORS_PER_WORKER} for each "
+            f"a loader with {num_workers} workers needs {needed} descriptors ({DESCRIPTORS_PER_WORKER} for each "
             f"worker), and of the {limit} that this process may have (ulimit -n) {in_use} are in use. Lower "
             "num_workers=, or raise the limit: resource.setrlimit(resource.RLIMIT_NOFILE, ...)"
         )

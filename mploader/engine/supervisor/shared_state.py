@@ -1,8 +1,7 @@
-"""What consumers and the supervising thread share, under one lock that no other process knows.
+"""What consumers and the supervisor thread share, under one lock that no other process knows.
 
-The :class:`PoolState` holds the schedule, the results that wait to be taken, the request for a description and the
-error that ended the pool. Every method but the constructor is called with ``ledger.lock`` held, except those
-that say otherwise.
+The :class:`PoolState` holds the scheduler, the request for a probe and the error that ended the pool. Every method but
+the constructor is called with ``state.lock`` held, except those that say otherwise.
 """
 
 from __future__ import annotations
@@ -11,75 +10,66 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 
-from mploader.batching.writer import Array, BatchLayout
+from mploader.batching.writer import BatchLayout
 from mploader.engine.ipc.arena import Arena
-from mploader.engine.ipc.sample_report import SampleReport
+from mploader.engine.ipc.job import ProbedElement
 from mploader.engine.ipc.serialization import SharedFile
 from mploader.engine.scheduler.scheduler import Scheduler
 from mploader.engine.scheduler.states import Taken
-from mploader.engine.worker.loop import Description
 from mploader.errors import ArgumentError, ClosedError, LoaderError
 
-
-@dataclass(frozen=True)
-class Result:
-    """What became of a task that nobody has taken yet.
-
-    Attributes:
-        samples: samples in the batch.
-        is_last: the batch is the last of its stream.
-        size: bytes of the slot in use.
-        reports: the bad samples that were dropped or replaced.
-        overflow: the batch itself, where it did not fit into its slot.
-        error: why there is no batch.
-    """
-
-    samples: int = 0
-    size: int = 0
-    reports: list[SampleReport] = field(default_factory=list)
-    overflow: Array | None = None
-    is_last: bool = False
-    error: LoaderError | None = None
+_Item = TypeVar("_Item")
 
 
 class PoolState:
-    """The state of a pool."""
+    """The state of a pool.
 
-    def __init__(self, arena: Arena) -> None:
+    Args:
+        arena: the shared memory; what consumers release of it is taken in here.
+        num_workers: how many workers to keep alive.
+
+    Attributes:
+        lock: held for every method but those that say otherwise. Reentrant, because the garbage collector and signal
+            handlers may run the user's code anywhere, and that code may call the loader. It is taken as itself and not
+            through ``changed``: only so no Ctrl-C comes between taking it and knowing that.
+        changed: what consumers wait on.
+        num_workers: see above; may grow.
+        scheduler: made with the slots.
+        layout: how a batch lies in a slot; made with the slots.
+        to_probe: the sample that a consumer wants probed; None: no sample.
+        probed: the answer.
+        is_stopping: the supervisor thread is to end, or has ended.
+        renewals: the source as it is in an epoch, for epochs that are being read, where it changes between epochs.
+        pids: process ids of the workers, by index.
+    """
+
+    def __init__(self, arena: Arena, num_workers: int) -> None:
         self.lock = threading.RLock()
-        """Held for every method below but those that say otherwise. Reentrant, because the garbage collector and
-        signal handlers may run the user's code anywhere, and that code may call the loader. It is taken as itself
-        and not through ``changed``: only so no Ctrl-C comes between taking it and knowing that."""
         self.changed = threading.Condition(self.lock)
-        """What consumers wait on."""
-        self.schedule: Scheduler | None = None
+        self.num_workers = num_workers
+        self.scheduler: Scheduler | None = None
         self.layout: BatchLayout | None = None
-        self.results: dict[int, Result] = {}
-        self.to_describe: int | None = None
-        self.description: Description | LoaderError | None = None
-        self.stopping = False
+        self.to_probe: int | None = None
+        self.probed: ProbedElement | LoaderError | None = None
+        self.is_stopping = False
         self.renewals: weakref.WeakValueDictionary[int, SharedFile] = weakref.WeakValueDictionary()
-        """The source as it is in an epoch, for epochs that somebody reads, where it changes between epochs."""
         self.pids: dict[int, int] = {}
-        """Process ids of the workers, by index."""
         self._error: LoaderError | None = None
         self._arena = arena
-        self._closed_runs: SimpleQueue[int] = SimpleQueue()
-        self._closed_passes: SimpleQueue[int] = SimpleQueue()
+        self._closed_series: SimpleQueue[int] = SimpleQueue()
+        self._closed_groups: SimpleQueue[int] = SimpleQueue()
         self._waking = threading.Lock()
         self._wake_file = open(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), "r+b", buffering=0)  # noqa: SIM115
 
     def check(self) -> None:
-        """Raises the error that ended the pool, or says that it is closed."""
+        """Raises the error that ended the pool, or ClosedError if it is closed."""
         if self._error is not None:
-            # A new one each time: one that is raised again and again grows by a traceback each time, and keeps the
-            # caller's frames, with the batches in them.
-            raise type(self._error)(*self._error.args)
-        if self.stopping:
+            raise self._error.again()
+        if self.is_stopping:
             raise ClosedError("the loader is closed; make a new one to read more")
 
     def fail(self, error: LoaderError) -> None:
@@ -92,83 +82,81 @@ class PoolState:
         """Whether this very thread holds the lock, further up its stack. May be called without it."""
         return self.changed._is_owned()  # type: ignore[attr-defined,no-any-return]
 
-    def ask_for_description(self, index: int) -> None:
-        """Lets the supervising thread have a sample described; the answer appears in ``description``."""
-        self.description, self.to_describe = None, index
+    def ask_for_probe(self, index: int) -> None:
+        """Has the supervisor thread probe a sample; the answer appears in ``probed``."""
+        self.probed, self.to_probe = None, index
         self.wake()
 
-    def take(self, heads: Callable[[Scheduler], dict[int, int]]) -> tuple[int, Taken, Result] | None:
-        """Waits for a batch and takes it out of the schedule.
+    def answer_probe(self, answer: ProbedElement | LoaderError) -> None:
+        """Gives a consumer the answer to its probe."""
+        self.to_probe, self.probed = None, answer
+        self.changed.notify_all()
+
+    def take(self, heads: Callable[[Scheduler], dict[int, int]]) -> tuple[int, Taken] | None:
+        """Waits for a batch and takes it out of the scheduler.
 
         Args:
-            heads: returns the position that is wanted, by run; asked again after every change. Whichever is ready first
-                is taken, and of several the one that comes first.
+            heads: returns the index of the batch that is wanted, by series; asked again after every change. The batch
+                that is ready first is taken, and of several the one that comes first.
 
         Returns:
-            The run, and what was taken; None if nothing is wanted.
+            The series, and what was taken; None if nothing is wanted.
         """
         while True:
             self.check()
             self.collect()
-            assert self.schedule is not None, "the slots are made before the first run"
-            wanted = heads(self.schedule)
+            assert self.scheduler is not None, "the slots are made before the first series"
+            wanted = heads(self.scheduler)
             if not wanted:
                 return None
-            for run, position in wanted.items():
-                if not self.schedule.has_run(run):
-                    raise ClosedError(f"run {run} is closed, or was read to its end")
-                if self.schedule.is_delivered(run, position):
-                    raise ArgumentError(f"position {position} of this run was given before")
-                taken = self.schedule.take(run, position)
+            for series, batch_index in wanted.items():
+                if not self.scheduler.has_series(series):
+                    raise ClosedError(f"series {series} is closed, or was read to its end")
+                if self.scheduler.is_delivered(series, batch_index):
+                    raise ArgumentError(f"batch {batch_index} was delivered before")
+                taken = self.scheduler.take(series, batch_index)
                 if taken is not None:
-                    return run, taken, self.results.pop(taken.task)
+                    return series, taken
             self.wake_for_work()
             self.changed.wait(1.0)
 
     def wake_for_work(self) -> None:
-        """Wakes the supervising thread if a worker could take work: a batch that was taken may have made some.
+        """Wakes the supervisor thread if a worker could take work: a batch that was taken may have made some.
 
-        While the workers are what limits, all have their hands full, and the thread would wake for nothing.
+        While the workers are the bottleneck, all have their hands full, and the thread would wake for nothing.
         """
-        if self.schedule is None or self.schedule.has_room:
+        if self.scheduler is None or self.scheduler.has_room:
             self.wake()
 
     def collect(self) -> None:
-        """Takes in what finalizers have left: slots that are free again, and runs that nobody holds any more."""
-        if self.schedule is None:
+        """Takes in what finalizers have left: slots that are free again, and series that are not read any more."""
+        scheduler = self.scheduler
+        if scheduler is None:
             return
-        with contextlib.suppress(Empty):
-            while True:
-                self.schedule.release(*self._arena.released.get_nowait())
-        closed = False
-        with contextlib.suppress(Empty):
-            while True:
-                self.schedule.close_run(self._closed_runs.get_nowait())
-                closed = True
-        with contextlib.suppress(Empty):
-            while True:
-                self.schedule.close_pass(self._closed_passes.get_nowait())
-                closed = True
-        if closed:
-            self.results = {task: result for task, result in self.results.items() if self.schedule.has_task(task)}
+        for slot, generation in _drain(self._arena.released):
+            scheduler.release(slot, generation)
+        for series in _drain(self._closed_series):
+            scheduler.close_series(series)
+        for group in _drain(self._closed_groups):
+            scheduler.close_group(group)
 
-    def give_up_run(self, run: int) -> None:
-        """Nobody wants the rest of a run. Takes no lock: finalizers call this, on any thread."""
-        self._closed_runs.put(run)
+    def cancel_series(self, series: int) -> None:
+        """The rest of a series is not wanted. Takes no lock: finalizers call this, on any thread."""
+        self._closed_series.put(series)
 
-    def give_up_pass(self, number: int) -> None:
-        """Nobody wants the rest of a pass over streams. Takes no lock: finalizers call this, on any thread."""
-        self._closed_passes.put(number)
+    def cancel_group(self, group: int) -> None:
+        """The rest of a group is not wanted. Takes no lock: finalizers call this, on any thread."""
+        self._closed_groups.put(group)
 
     def request_stop(self) -> None:
-        """Asks the supervising thread to end. Takes no lock: finalizers call this, on any thread."""
-        self.stopping = True
+        """Asks the supervisor thread to end. Takes no lock: finalizers call this, on any thread."""
+        self.is_stopping = True
         self.wake()
 
     def wake(self) -> None:
-        """Wakes the supervising thread. May be called without the lock, also when the thread is gone."""
+        """Wakes the supervisor thread. May be called without the lock, also when the thread is gone."""
         # Never waits: finalizers call this. If it is taken, another thread wakes or closes at this moment; at worst
-        # the supervising thread notices at its next tick.
+        # the supervisor thread notices at its next tick.
         if self._waking.acquire(blocking=False):
             try:
                 with contextlib.suppress(BlockingIOError, ValueError):
@@ -186,12 +174,20 @@ class PoolState:
         self._wake_file.read(8)
 
     def close(self) -> None:
-        """The supervising thread has ended."""
-        self.stopping = True
-        self.results.clear()  # what was made ahead is nobody's any more, and may be files of their own
-        # The number of the descriptor is free for others then, so nobody may be writing to it. A thread that was
+        """The supervisor thread has ended."""
+        self.is_stopping = True
+        if self.scheduler is not None:
+            self.scheduler.drop_results()  # what was made ahead is not wanted any more, and may be files of their own
+        # The number of the descriptor is free for others then, so no thread may be writing to it. A thread that was
         # interrupted while it did (Ctrl-C) may have left the lock taken: then the file goes with this object.
         if self._waking.acquire(timeout=1.0):
             self._wake_file.close()
             self._waking.release()
         self.changed.notify_all()
+
+
+def _drain(queue: SimpleQueue[_Item]) -> Iterator[_Item]:
+    """Yields what is in a queue now."""
+    with contextlib.suppress(Empty):
+        while True:
+            yield queue.get_nowait()

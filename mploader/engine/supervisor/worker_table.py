@@ -1,6 +1,7 @@
-"""What the supervising thread knows of its workers; its parts (``intake``, ``losses``, ``supervisor``) share it.
+"""The workers of one pool, and what the supervisor thread knows of each.
 
-A *member* is one incarnation of a worker; a replacement is another member.
+Its parts (the message handler, the failure handler, the supervisor) share the table. An *entry* is one incarnation of a
+worker; a replacement has another entry.
 """
 
 from __future__ import annotations
@@ -9,16 +10,14 @@ import logging
 import sys
 import time
 import weakref
-from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
-from mploader.engine.ipc.arena import Arena, WorkerArea
+from mploader.engine.ipc.arena import Arena
+from mploader.engine.ipc.job import Job, ProbedElement
 from mploader.engine.ipc.serialization import SharedFile
-from mploader.engine.scheduler.crash_policy import DESCRIPTION, CrashPolicy, InHand
+from mploader.engine.scheduler.crash_policy import CrashPolicy, InHand, Probing, TaskInHand
 from mploader.engine.supervisor.shared_state import PoolState
-from mploader.engine.supervisor.worker_process import WorkerProcess
-from mploader.engine.worker.loop import Description
+from mploader.engine.supervisor.worker_handle import WorkerHandle
 from mploader.errors import LoaderError
 from mploader.monitoring.statistics import Counters
 
@@ -26,95 +25,120 @@ log = logging.getLogger("mploader")
 
 
 class WorkerEntry:
-    """What the supervisor remembers of one incarnation of a worker."""
+    """One incarnation of a worker.
 
-    def __init__(self, process: WorkerProcess, area: WorkerArea) -> None:
-        self.process = process
-        self.area = area
+    Attributes:
+        handle: the worker itself.
+        is_ready: it has said hello.
+        segments: how many segments of slots it was told of.
+        renewal: the source that it was told of last.
+        is_probing: it was asked to probe a sample.
+        broken: why it cannot start, in its own words.
+        is_distrusted: it has sent nonsense; nothing that it says counts any more.
+        is_abandoned: it was killed and does not die.
+        progress: what its status showed last; None before the first look.
+        progress_s: since when that has not changed.
+        stacks_asked_s: when it was asked for its stacks; None: it was not.
+        closed_s: when it was seen to have closed its channel; None: it has not.
+    """
+
+    def __init__(self, handle: WorkerHandle) -> None:
+        self.handle = handle
         self.is_ready = False
-        self.has_slots = False
+        self.segments = 0
         self.renewal: weakref.ref[SharedFile] | None = None
-        self.describing = False
+        self.is_probing = False
         self.broken: str | None = None
         self.is_distrusted = False
-        """It has sent nonsense; nothing that it says counts any more."""
-        self.progress = -1
+        self.is_abandoned = False
+        self.progress: int | None = None
         self.progress_s = time.monotonic()
         self.stacks_asked_s: float | None = None
         self.closed_s: float | None = None
-        """When it was seen to have closed its channel."""
-        self.is_abandoned = False
+
+    @property
+    def number(self) -> int:
+        """The number of the incarnation, by which the scheduler knows it."""
+        return self.handle.number
+
+    @property
+    def is_killed(self) -> bool:
+        """Whether it was killed; it may not be dead yet."""
+        return self.handle.killed_s is not None
 
     def __str__(self) -> str:
-        return f"{self.process.name} (pid {self.process.pid}, {self.process.state})"
+        return f"{self.handle.name} (pid {self.handle.pid}, {self.handle.state})"
 
 
 class WorkerTable:
-    """The workers of one pool, and what there is to know about all of them.
+    """All workers of one pool.
 
     Args:
-        ledger: the state that is shared with consumers.
+        state: what is shared with consumers.
         arena: the shared memory.
         counters: where work done is counted.
-        blame: finds out why workers end.
-        shards: what the generators are called with.
+        policy: decides why workers end.
+        job: what the workers do.
+
+    Attributes:
+        entries: those that are not collected yet, by the number of their incarnation.
+        was_ready: a worker was ready once.
+        last_words: what the last worker printed that a condemned sample has killed, by sample.
+        stacks: what the workers printed that have hung since a batch was made, by index.
     """
 
-    def __init__(
-        self, ledger: PoolState, arena: Arena, counters: Counters, blame: CrashPolicy, shards: Sequence[Any] = ()
-    ) -> None:
-        self.ledger = ledger
+    def __init__(self, state: PoolState, arena: Arena, counters: Counters, policy: CrashPolicy, job: Job) -> None:
+        self.state = state
         self.arena = arena
         self.counters = counters
-        self.blame = blame
-        self.shards = shards
-        self.members: dict[int, WorkerEntry] = {}
-        """Those that are not collected yet, by the number of their incarnation."""
-        self.ever_ready = False
+        self.policy = policy
+        self.job = job
+        self.entries: dict[int, WorkerEntry] = {}
+        self.was_ready = False
         self.last_words: dict[int, str] = {}
-        """What the last worker printed that a condemned sample has killed, by sample."""
         self.stacks: dict[int, str] = {}
-        """What the workers printed that have hung since a batch was made, by index."""
         self._to_print: list[str] = []
         self._to_log: list[str] = []
 
-    def in_hand(self, member: WorkerEntry) -> InHand:
-        """What a worker was at."""
-        area = member.area
-        if member.describing:
-            return InHand(DESCRIPTION, 0, area.ordinal, area.sample, depends_on_epoch=area.depends_on_epoch)
-        schedule = self.ledger.schedule
-        leases = () if schedule is None else schedule.leases(member.process.number)
-        if not leases or leases[0].task != area.task:
-            return InHand()
-        lease, place = leases[0], -1
-        if lease.stream < 0 and area.ordinal >= 0:
-            assert self.ledger.layout is not None
-            place = lease.first + lease.position * self.ledger.layout.capacity + area.ordinal
-        return InHand(area.task, lease.epoch, area.ordinal, area.sample, place, area.depends_on_epoch)
+    def in_hand(self, entry: WorkerEntry) -> InHand:
+        """What a worker is doing, as its status shows it. Called with the state's lock."""
+        status = entry.handle.status
+        task: TaskInHand = Probing.SAMPLE
+        epoch, place = 0, None
+        if not entry.is_probing:
+            scheduler = self.state.scheduler
+            assignments = () if scheduler is None else scheduler.assignments(entry.number)
+            if not assignments or assignments[0].task != status.task:
+                return InHand()
+            first = assignments[0]
+            task, epoch = first.task, first.epoch
+            if first.input is None and status.offset is not None:
+                assert self.state.layout is not None
+                place = first.first + first.batch_index * self.state.layout.capacity + status.offset
+        return InHand(task=task, epoch=epoch, offset=status.offset, sample_index=status.sample_index, place=place,
+                      depends_on_epoch=status.depends_on_epoch)  # fmt: skip
 
-    def made(self, task: int) -> None:
-        """A batch was made, or a sample described: whatever has hung or ended before, workers work."""
-        self.blame.made(task)
+    def made(self, task: TaskInHand) -> None:
+        """A batch was made, or a sample probed: whatever has hung or ended before, workers work."""
+        self.policy.made(task)
         self.stacks.clear()
 
-    def answer_description(self, member: WorkerEntry, answer: Description | LoaderError) -> None:
-        """Gives the consumer what it has asked of a sample."""
-        member.describing = False
-        self.made(DESCRIPTION)
-        self.ledger.to_describe, self.ledger.description = None, answer
-        self.ledger.changed.notify_all()
+    def answer_probe(self, entry: WorkerEntry, answer: ProbedElement | LoaderError) -> None:
+        """Gives the consumer the answer to its probe. Called with the state's lock."""
+        entry.is_probing = False
+        self.made(Probing.SAMPLE)
+        self.state.answer_probe(answer)
 
     def print(self, text: str) -> None:
-        """Notes what a worker has printed, for :meth:`say`."""
+        """Keeps what a worker has printed, for :meth:`flush`."""
         self._to_print.append(text)
 
     def warn(self, text: str) -> None:
-        """Notes a line for the log, for :meth:`say`."""
+        """Keeps a line for the log, for :meth:`flush`."""
         self._to_log.append(text)
 
-    def say(self) -> None:
-        """Prints and logs what has come up. Without the lock: handlers of the user may call the loader, or wait."""
+    def flush(self) -> None:
+        """Prints and logs what was kept. Without the lock: handlers of the user may call the loader, or wait."""
         prints, self._to_print = self._to_print, []
         logs, self._to_log = self._to_log, []
         with suppress(Exception):  # of a stream or a handler that belongs to the user
@@ -126,6 +150,6 @@ class WorkerTable:
                 log.warning("%s", text)
 
 
-def printed(process: WorkerProcess) -> str:
-    """What a worker has printed, as the end of a message; nothing if it has not."""
-    return f" It printed:\n{process.printed}" if process.printed else ""
+def printed(handle: WorkerHandle) -> str:
+    """What a worker has printed, as the end of a message; "" if it has printed nothing."""
+    return f" It printed:\n{handle.printed}" if handle.printed else ""
