@@ -3,101 +3,108 @@
 from __future__ import annotations
 
 from mploader.engine.scheduler.scheduler import Scheduler
-from mploader.engine.scheduler.states import Lease, SlotState, Taken
+from mploader.engine.scheduler.states import Assignment, SlotState, Taken
 
 
 def started(slots: int, reserved: int) -> Scheduler:
-    schedule = Scheduler(slots, reserved)
-    schedule.worker_ready(0)
-    return schedule
+    scheduler = Scheduler(slots, reserved)
+    scheduler.worker_ready(0)
+    return scheduler
 
 
-def lease(schedule: Scheduler) -> Lease:
-    found = schedule.lease()
+def assignment(scheduler: Scheduler) -> Assignment:
+    found = scheduler.assign()
     assert found is not None
     return found
 
 
-def take(schedule: Scheduler, run: int, position: int) -> Taken:
-    taken = schedule.take(run, position)
+def take(scheduler: Scheduler, series: int, position: int) -> Taken:
+    taken = scheduler.take(series, position)
     assert taken is not None
     return taken
 
 
-def hang(schedule: Scheduler, worker: int) -> None:
+def moved_out(scheduler: Scheduler, assignment: Assignment, series: int) -> Taken:
+    """The spilled batch of an assignment, which is batch 0 of a series."""
+    assert assignment.spilled is not None
+    scheduler.moved_out(assignment.spilled, None)
+    return take(scheduler, series, 0)
+
+
+def hang(scheduler: Scheduler, worker: int) -> None:
     """A worker hangs in the kernel, and another one takes its place."""
-    schedule.worker_abandoned(worker, 0)
-    schedule.worker_ready(worker + 1)
+    scheduler.worker_abandoned(worker, has_begun=True, offset=0)
+    scheduler.worker_ready(worker + 1)
 
 
 def test_a_slot_in_quarantine_counts_as_one_that_is_lent() -> None:
-    schedule = started(slots=4, reserved=1)
-    run = schedule.open_run(0, 10)
-    first, _ = lease(schedule), lease(schedule)
-    schedule.filled(first)
-    assert not take(schedule, run, 0).copy
-    hang(schedule, 0)
-    schedule.filled(lease(schedule))
-    assert not take(schedule, run, 1).copy
-    last = lease(schedule)
-    schedule.filled(last)
-    taken = take(schedule, run, 2)
+    scheduler = started(slots=4, reserved=1)
+    series = scheduler.open_series(0, 10)
+    first, _ = assignment(scheduler), assignment(scheduler)
+    scheduler.made(first, None)
+    assert not take(scheduler, series, 0).copy
+    hang(scheduler, 0)
+    scheduler.made(assignment(scheduler), None)
+    assert not take(scheduler, series, 1).copy
+    last = assignment(scheduler)
+    scheduler.made(last, None)
+    taken = take(scheduler, series, 2)
     assert taken.copy, "one slot is in quarantine, two are lent, and the last one is kept for the workers"
-    schedule.release(taken.slot, taken.generation)
-    assert lease(schedule).slot == last.slot
+    scheduler.release(taken.slot, taken.generation)
+    assert assignment(scheduler).slot == last.slot
 
 
 def test_slots_in_quarantine_and_lent_ones_together_starve_who_waits() -> None:
-    schedule = started(slots=2, reserved=1)
-    run = schedule.open_run(0, 5)
-    first, _ = lease(schedule), lease(schedule)
-    schedule.filled(first)
-    lent = take(schedule, run, 0)
-    hang(schedule, 0)
+    scheduler = started(slots=2, reserved=1)
+    series = scheduler.open_series(0, 5)
+    first, _ = assignment(scheduler), assignment(scheduler)
+    scheduler.made(first, None)
+    lent = take(scheduler, series, 0)
+    hang(scheduler, 0)
     assert not lent.copy
-    assert not schedule.is_starved, "nobody waits"
-    assert schedule.take(run, 1) is None
-    assert schedule.lease() is None
-    assert schedule.is_starved
-    schedule.release(lent.slot, lent.generation)
-    assert not schedule.is_starved, "the lent slot came back"
-    assert lease(schedule).position == 1
+    assert not scheduler.is_starved, "nobody waits"
+    assert scheduler.take(series, 1) is None
+    assert scheduler.assign() is None
+    assert scheduler.is_starved
+    scheduler.release(lent.slot, lent.generation)
+    assert not scheduler.is_starved, "the lent slot came back"
+    assert assignment(scheduler).batch_index == 1
 
 
 def test_a_worker_that_dies_after_all_ends_the_famine() -> None:
-    schedule = started(slots=2, reserved=1)
-    run = schedule.open_run(0, 5)
-    first, _ = lease(schedule), lease(schedule)
-    schedule.filled(first)
-    take(schedule, run, 0)
-    hang(schedule, 0)
-    schedule.take(run, 1)
-    assert schedule.is_starved
-    schedule.worker_lost(0, None)
-    assert schedule.count(SlotState.QUARANTINED) == 0
-    assert not schedule.is_starved
-    assert lease(schedule).position == 1
+    scheduler = started(slots=2, reserved=1)
+    series = scheduler.open_series(0, 5)
+    first, _ = assignment(scheduler), assignment(scheduler)
+    scheduler.made(first, None)
+    take(scheduler, series, 0)
+    hang(scheduler, 0)
+    scheduler.take(series, 1)
+    assert scheduler.is_starved
+    scheduler.worker_lost(0, has_begun=False)
+    assert scheduler.slots.count(SlotState.QUARANTINED) == 0
+    assert not scheduler.is_starved
+    assert assignment(scheduler).batch_index == 1
 
 
 def test_a_ready_batch_can_make_room_so_nobody_starves() -> None:
-    schedule = started(slots=2, reserved=1)
-    idle = schedule.open_run(0, 5)
-    first, _ = lease(schedule), lease(schedule)
-    schedule.filled(first)
-    hang(schedule, 0)
-    busy = schedule.open_run(1, 5)
-    assert schedule.take(busy, 0) is None
-    assert not schedule.is_starved
-    given = lease(schedule)
-    assert (given.run, given.position, given.spilled >= 0) == (busy, 0, True)
-    assert take(schedule, idle, 0).slot == -1
+    scheduler = started(slots=2, reserved=1)
+    idle = scheduler.open_series(0, 5)
+    first, _ = assignment(scheduler), assignment(scheduler)
+    scheduler.made(first, None)
+    hang(scheduler, 0)
+    busy = scheduler.open_series(1, 5)
+    assert scheduler.take(busy, 0) is None
+    assert not scheduler.is_starved
+    given = assignment(scheduler)
+    assert (given.series, given.batch_index, given.spilled is not None) == (busy, 0, True)
+    assert moved_out(scheduler, given, idle).slot is None
 
 
 def test_lent_slots_alone_starve_nobody() -> None:
     """They cannot be all: some are never lent."""
-    schedule = started(slots=2, reserved=1)
-    run = schedule.open_run(0, 5)
-    schedule.filled(lease(schedule))
-    take(schedule, run, 0)
-    assert schedule.take(run, 1) is None
-    assert not schedule.is_starved
+    scheduler = started(slots=2, reserved=1)
+    series = scheduler.open_series(0, 5)
+    scheduler.made(assignment(scheduler), None)
+    take(scheduler, series, 0)
+    assert scheduler.take(series, 1) is None
+    assert not scheduler.is_starved

@@ -1,4 +1,4 @@
-"""The schedule in small worlds: every interleaving of events is tried, and none may lose, double or stick."""
+"""The scheduler in small worlds: every interleaving of events is tried, and none may lose, double or stick."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from tests.engine.scheduler.scheduler_world import Chances, Setting, World
 
-ENVIRONMENT = {"kill", "hang", "die", "fail", "close", "hold"}
-"""Events that may happen, and that nobody can count on: progress must be possible without them."""
+ENVIRONMENT = {"kill", "hang", "die", "fail", "close", "hold", "grow"}
+"""Events that may happen, and that cannot be counted on: progress must be possible without them."""
 
 
 class Search:
@@ -27,7 +27,7 @@ class Search:
 
     def expand(self, number: int, frozen: bytes) -> None:
         world: World = pickle.loads(frozen)
-        if not world.open_runs():
+        if not world.open_series():
             self.complete.append(number)
             world.settle()
             return
@@ -58,30 +58,45 @@ class Search:
     [
         pytest.param(Setting(Chances(kills=2)), id="two workers, three tasks, two slots, two kills"),
         pytest.param(Setting(Chances(kills=1), slots=1), id="one slot"),
-        pytest.param(Setting(Chances(kills=1), workers=1, lengths=(2, 2)), id="two runs that want the same slots"),
-        pytest.param(Setting(Chances(), lengths=(2, 1), reserved=2), id="nothing is ever lent"),
-        pytest.param(Setting(Chances(kills=1, closes=1), workers=1, lengths=(2, 1)), id="a run is given up"),
+        pytest.param(Setting(Chances(kills=1), workers=1, lengths=(2, 2)), id="two series that want the same slots"),
+        pytest.param(Setting(Chances(), lengths=(2, 1), reserved=2), id="nothing is ever borrowed"),
+        pytest.param(Setting(Chances(kills=1, closes=1), workers=1, lengths=(2, 1)), id="a series is closed"),
         pytest.param(Setting(Chances(hangs=1), backlog=1), id="a worker hangs, and may never die"),
-        pytest.param(Setting(Chances(hangs=1, closes=1), lengths=(2,), backlog=1), id="a run is given up in a hang"),
+        pytest.param(Setting(Chances(hangs=1, closes=1), lengths=(2,), backlog=1), id="a series is closed in a hang"),
         pytest.param(Setting(Chances(kills=1, failures=1), lengths=(2,)), id="a batch is impossible"),
         pytest.param(
-            Setting(Chances(kills=3), workers=1, lengths=(2,), ordinal=-1), id="a batch kills its workers"
+            Setting(Chances(kills=3), workers=1, lengths=(2,), offset=None), id="a batch kills its workers"
         ),
         pytest.param(Setting(Chances(kills=1), workers=1, lengths=(4,), backwards=True), id="the last batch is first"),
         pytest.param(
             Setting(Chances(kills=1), workers=1, lengths=(3, 2), slots=1, backwards=True),
-            id="the last batches of two runs are first",
+            id="the last batches of two series are first",
         ),
         pytest.param(
             Setting(Chances(kills=1, holds=1), workers=1, lengths=(1, 2), ahead=frozenset({1})),
-            id="a run is made ahead and held back",
+            id="a series is made ahead and held back",
         ),
         pytest.param(
-            Setting(Chances(kills=1, closes=1), lengths=(3,), streams=frozenset({0})), id="a generator is given up"
+            Setting(Chances(kills=1, closes=1), lengths=(3,), generators=frozenset({0})), id="a generator is closed"
         ),
         pytest.param(
-            Setting(Chances(hangs=1), lengths=(3,), backlog=1, streams=frozenset({0})),
+            Setting(Chances(hangs=1), lengths=(3,), backlog=1, generators=frozenset({0})),
             id="the worker of a generator hangs",
+        ),
+        pytest.param(
+            Setting(Chances(kills=2), lengths=(2,), slots=3, generators=frozenset({0}), max_ahead=3),
+            id="kills between the end of a generator and the cancel of what lies beyond it",
+        ),
+        pytest.param(
+            Setting(Chances(kills=1, closes=1), workers=1, lengths=(2, 2), generators=frozenset({1})),
+            id="an epoch beside a generator",
+        ),
+        pytest.param(
+            Setting(Chances(kills=1, growths=1), workers=1, lengths=(2, 1), slots=1), id="slots are added meanwhile"
+        ),
+        pytest.param(
+            Setting(Chances(closes=1), workers=1, lengths=(2, 1), slots=1, ahead=frozenset({0})),
+            id="a batch is spilled while its series is closed",
         ),
     ],
 )  # fmt: skip
