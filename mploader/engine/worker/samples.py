@@ -158,8 +158,9 @@ class SampleMaker:
         self._status.step(0, sample_index)
         element = self._samples.element(0, sample_index, StageTimer())
         try:
+            structure = describe_element(element)
             sizes = tuple(_component_bytes(leaf) for leaf in flatten(element))
-            data = serialization.dumps(ProbedElement(describe_element(element), sizes))
+            data = serialization.dumps(ProbedElement(structure, sizes))
             if len(data) > TEXT_BYTES:
                 raise SpecError(f"the element's structure takes {len(data)} bytes to describe, more than {TEXT_BYTES}")
         except BaseException as error:  # a SpecError, a class that cannot be pickled, or what user code raises
