@@ -8,9 +8,11 @@ from __future__ import annotations
 import ast
 import graphlib
 import pathlib
+import re
 from collections.abc import Iterator
 
 import mploader
+from mploader.engine.scheduler.states import SLOT_MOVES, TASK_MOVES
 
 PACKAGE = pathlib.Path(mploader.__file__).parent
 
@@ -126,3 +128,29 @@ def test_the_scheduler_knows_no_input_no_thread_and_no_clock() -> None:
 def test_the_top_of_the_package_shows_the_way_of_the_data() -> None:
     entries = {path.name for path in PACKAGE.iterdir() if not path.name.startswith("__")} - {"py.typed"}
     assert len(entries) <= 12
+
+
+PAGE = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+
+
+def test_the_page_draws_the_states_from_the_table() -> None:
+    rows = re.findall(r"^\| ([A-Z]+) \| (\w+) \| ([A-Z]+) \|$", PAGE, re.MULTILINE)
+    moves = [*SLOT_MOVES.items(), *TASK_MOVES.items()]
+    assert rows == [(before.name, event, after.name) for (before, event), after in moves]
+
+
+def test_the_page_names_files_and_functions_that_exist() -> None:
+    paths = set(re.findall(r"`([a-z_/]+\.py)`", PAGE))
+    assert paths
+    missing = [path for path in paths if not (PACKAGE / path).exists() and not (PACKAGE.parent / path).exists()]
+    assert not missing
+    defined = {
+        node.name
+        for path in [*MODULES.values(), *(PACKAGE.parent / path for path in paths if path.startswith("tests/"))]
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef))
+    }
+    named = set(re.findall(r"`([A-Z]\w+)(?:\.\w+)*`", PAGE)) | set(re.findall(r"`[A-Z]\w+\.(\w+)`", PAGE))
+    attributes = {"progress", "released"}
+    constants = {name for name in named if name.isupper()} | {"True", "None"}
+    assert named - constants - attributes - defined == set()

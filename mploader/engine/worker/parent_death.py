@@ -13,7 +13,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with(parent: int) -> None:
-    """Makes the kernel kill this process when the thread that started it ends; see architecture.md.
+    """Makes the kernel kill this process when the thread that started it ends; see docs/architecture.md.
 
     Args:
         parent: process id of the trainer.
