@@ -14,10 +14,10 @@ from mploader.errors import SourceError
 from mploader.images import decode
 from mploader.loader.loader import Loader
 from mploader.sources import Source, TarShards, TFRecordShards, open_source
-from mploader.sources.combinators import where_is
 from mploader.sources.detect import open_each
 from mploader.sources.files import file_state
 from mploader.sources.image_folder import EXTENSIONS
+from mploader.sources.protocols import where_is
 
 BATCH_SIZE = 32
 """Small, so that progress is told often."""

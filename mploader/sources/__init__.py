@@ -1,7 +1,8 @@
 """Where samples come from: image folders, TFRecord shards, tar shards, or any sequence.
 
 ======================  =============================================================================
-`base`                  `Source`, the protocol; names packed in arrays
+`protocols`             what a source is, and what else it may offer
+`base`                  names packed in arrays; the state of a file
 `files`                 the only code that opens data files
 `remote`                files behind URLs, through fsspec
 `patterns`              from globs to files
@@ -19,11 +20,11 @@
 
 from __future__ import annotations
 
-from mploader.sources.base import Source
 from mploader.sources.combinators import Concat, Map, Subset
 from mploader.sources.detect import open_source
 from mploader.sources.image_folder import ImageFolder
 from mploader.sources.mix import Mix
+from mploader.sources.protocols import Source
 from mploader.sources.tar import TarShards
 from mploader.sources.tfrecord import TFRecordShards
 

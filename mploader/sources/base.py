@@ -1,4 +1,4 @@
-"""What a source is, and the small things that every source of this package shares."""
+"""Small things that every source of this package shares."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import operator
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, overload, runtime_checkable
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -23,27 +23,6 @@ class FileState:
 
     size: int  # bytes
     mtime_ns: int  # of a remote file: a hash of its version
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Samples by number. Any sequence is one; nothing has to derive from this class.
-
-    A source is made once in the trainer and pickled to each worker, so its state is small, or sits in NumPy
-    arrays, which travel by shared memory. `__getitem__` may be called from several threads.
-
-    Two more methods are used where an object has them: ``where(index) -> str`` says where a sample comes
-    from (file and byte) for messages, and ``fingerprint() -> str`` is a short text that changes when the data
-    changes, by which a resume on other data is refused: a hash, or several as ``"files 5a0c, labels 91e7"``.
-    """
-
-    def __len__(self) -> int:
-        """The number of samples."""
-        ...
-
-    def __getitem__(self, index: int, /) -> Any:
-        """The sample with this number; IndexError outside of ``-len(self) <= index < len(self)``."""
-        ...
 
 
 def checked_index(index: int, length: int) -> int:

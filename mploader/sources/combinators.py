@@ -16,17 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mploader._util.checks import whole_number
+from mploader._util.location import Location
 from mploader.errors import ArgumentError
 from mploader.sampling.samplers import Sampler, ShardShuffle
 from mploader.sources.base import Int64Array, checked_index
 from mploader.sources.fingerprint import fingerprint_of
-
-
-def where_is(source: Any, index: int) -> str:
-    """Where a sample of any source comes from: what the source says, else its type and the number."""
-    if hasattr(source, "where"):
-        return str(source.where(index))
-    return f"sample {index} of a {type(source).__name__}"
+from mploader.sources.protocols import Ordered, Source, is_endless, where_is
 
 
 def combined_fingerprint(*parts: Any) -> str:
@@ -46,8 +41,8 @@ def checked_source(source: Any) -> Any:
     Raises:
         ArgumentError: it has none.
     """
-    if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
-        raise ArgumentError(f"a {type(source).__name__} is no source: one needs __len__ and __getitem__(int)")
+    if not isinstance(source, Source):
+        raise ArgumentError(f"expected a source, with __len__ and __getitem__(int), got a {type(source).__name__}")
     if not len(source):
         raise ArgumentError(f"a source has no samples: {short(source)}")
     return source
@@ -93,7 +88,7 @@ class Concat:
         source, inside = self._locate(index)
         return source[inside]
 
-    def where(self, index: int) -> str:
+    def where(self, index: int) -> Location:
         """What the part says of the sample."""
         return where_is(*self._locate(index))
 
@@ -148,7 +143,7 @@ class Subset:
         """The sample with this number in the subset; IndexError outside, else what the source raises."""
         return self._source[self._inside(index)]
 
-    def where(self, index: int) -> str:
+    def where(self, index: int) -> Location:
         """What the source says of the sample."""
         return where_is(self._source, self._inside(index))
 
@@ -200,7 +195,7 @@ class Map:
         self._function = function
         self._index = index
         self._length = length
-        if index is None and hasattr(source, "epoch_order"):
+        if index is None and isinstance(source, Ordered):
             self.epoch_order = functools.partial(_order_of, source)
 
     @property
@@ -227,7 +222,7 @@ class Map:
         """The samples of one epoch, also where the numbers of the source have no end."""
         return (self[index] for index in range(len(self)))
 
-    def where(self, index: int) -> str:
+    def where(self, index: int) -> Location:
         """What the source says of the sample."""
         return where_is(self._source, self._inside(index))
 
@@ -242,11 +237,6 @@ class Map:
     def _inside(self, index: int) -> int:
         position = operator.index(index) if self.is_endless else checked_index(index, len(self))
         return position if self._index is None else self._index(position)
-
-
-def is_endless(source: Any) -> bool:
-    """Whether a source goes on behind its length, as a `Mix` does into its next epochs."""
-    return bool(getattr(source, "is_endless", False))
 
 
 def short(source: Any) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from mploader.sources.protocols import Fingerprinted
+
 ARRAY_BYTES = 1 << 24
 """So much of an array is hashed: all of a smaller one, otherwise blocks from its start to its end."""
 ARRAY_BLOCKS = 256
@@ -30,7 +32,7 @@ def fingerprint_of(source: Any) -> str | None:
         source: of lists and tuples all items are seen that are text, bytes, numbers, arrays, or tuples and lists of
             these; of others only the type.
     """
-    if hasattr(source, "fingerprint"):
+    if isinstance(source, Fingerprinted):
         return str(source.fingerprint())
     if not isinstance(source, (np.ndarray, range, list, tuple)):
         return None

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from mploader._util.checks import whole_number
+from mploader._util.location import Location
 from mploader.errors import ArgumentError
 from mploader.sampling import mixture, permutation
 from mploader.sampling.samplers import Indices, Sampler, ShardShuffle, arrange
-from mploader.sources.combinators import checked_source, combined_fingerprint, is_endless, short, where_is
+from mploader.sources.combinators import checked_source, combined_fingerprint, short
+from mploader.sources.protocols import is_endless, where_is
 
 
 class Mix:
@@ -92,7 +94,7 @@ class Mix:
         """The samples of the first epoch without shuffling."""
         return (self[index] for index in range(len(self)))
 
-    def where(self, index: int) -> str:
+    def where(self, index: int) -> Location:
         """What the part says of the sample."""
         source, inside = self.locate(index)
         return where_is(self._sources[source], inside)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import google_crc32c
 import numpy as np
 
+from mploader._util.location import Location
 from mploader.errors import SampleError, SourceError
 from mploader.sources.base import FileState, Int64Array, PackedStrings, Pattern, checked_index
 from mploader.sources.file_patterns import expand
@@ -158,13 +159,15 @@ class Shards:
         return shard, int(self._offsets[position]), int(end)
 
     def _error(self, index: int, what: str) -> SampleError:
-        return SampleError(f"{self.where(index)}: {what}")
+        where = self.where(index)
+        return SampleError(f"{where}: {what}", index=index, file=where.file, byte=where.byte)
 
-    def where(self, index: int) -> str:
+    def where(self, index: int) -> Location:
         """Shard, number within the shard and first byte of a sample."""
         position = checked_index(index, len(self))
         shard, start, _ = self._locate(position)
-        return f"{self._paths[shard]}, {self._unit} {position - self._starts[shard]} at byte {start}"
+        path = self._paths[shard]
+        return Location(f"{path}, {self._unit} {position - self._starts[shard]} at byte {start}", path, start)
 
     def fingerprint(self) -> str:
         """Hashes of the shards' names without their folders, of their sizes, and of where the samples lie in them."""

@@ -235,7 +235,7 @@ def test_fingerprints_tell_algebra_apart() -> None:
         (lambda: Mix(5), "Mix: sources=5: wanted is a dict of source to weight"),  # type: ignore[arg-type]
         (lambda: Concat(5), "Concat: sources=5: wanted is a list of sources"),  # type: ignore[arg-type]
         (lambda: Concat([]), "at least one source"),
-        (lambda: Concat([7]), "an? int is no source"),
+        (lambda: Concat([7]), "expected a source"),
         (lambda: Subset([1, 2], []), "choose none"),
         (lambda: Subset([1, 2], [0.5]), "whole numbers"),
         (lambda: Subset(range(20), [3, 100, 20]), "2 of the indices, .* 100, .*: wanted are numbers from -20 to 19"),

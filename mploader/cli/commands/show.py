@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from mploader.images import Resize
     from mploader.loader.loader import Loader
     from mploader.sources import open_source
+    from mploader.sources.protocols import class_names_of
 
     source = open_source(args.path)
     augment = load(args.augment) if args.augment else Resize(args.size, args.size)
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             source, transform, batch_size=args.batch_size, shuffle=not args.no_shuffle, seed=args.seed, num_workers=1
         ) as loader:
             batches = [batch for _, batch in zip(range(args.batches), loader, strict=False)]
-            page = draw(batches, getattr(source, "class_names", ()), columns_for(args.batch_size))
+            page = draw(batches, class_names_of(source), columns_for(args.batch_size))
     except SampleError as error:
         told = str(error).partition(f"\n{ADVICE}")[0]  # of an option that this command does not have
         raise SampleError(f"{told}\n`mploader verify {args.path}` lists what is bad there.") from error

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from mploader._util.checks import takes_rng
 from mploader.engine.ipc.sample_report import clip
 from mploader.sampling.plan import Plan
+from mploader.sources.protocols import changes_between_epochs
 
 
 class Job(Protocol):
@@ -71,7 +72,7 @@ class SampleJob:
     @property
     def source_changes(self) -> bool:
         """Whether the source may be another one in each epoch."""
-        return hasattr(self.source, "begin_epoch")
+        return changes_between_epochs(self.source)
 
 
 @dataclass(frozen=True, kw_only=True)

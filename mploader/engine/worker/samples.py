@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mploader._util import fault_points
+from mploader._util.location import Location
 from mploader.batching.spec import describe_element, flatten
 from mploader.batching.writer import BatchWriter
 from mploader.engine.ipc import sample_report, serialization
@@ -21,6 +22,7 @@ from mploader.engine.worker.parent_death import end_if_forked
 from mploader.engine.worker.stage_timer import StageTimer, sample_bytes
 from mploader.errors import SpecError
 from mploader.sampling.plan import SampleRandom
+from mploader.sources.protocols import location_of
 
 RETRY_PAUSES_S = (0.1, 0.5, 2.0)
 """Waits before a read that failed for a reason of the machine is tried again, in seconds."""
@@ -99,15 +101,12 @@ class Samples:
         self._status.enter_epoch()
         return self._job.transform(sample, self._random(epoch, index))
 
-    def where(self, index: int) -> str:
+    def where(self, index: int) -> Location:
         """What the source says of a sample's place; never fails."""
-        where = getattr(self._source, "where", None)
-        if where is None:
-            return ""
         try:
-            return str(where(index))
+            return location_of(self._source, index)
         except BaseException as error:  # user code, asked while another error is reported
-            return f"where() raised {sample_report.message_of(error)}"
+            return Location(f"where() raised {sample_report.message_of(error)}")
 
 
 class SampleMaker:
