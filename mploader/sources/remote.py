@@ -3,9 +3,9 @@
 A read in random order is one request for exactly its bytes. A shard that is read from front to back, as with
 `mploader.ShardShuffle`, is read ahead in growing blocks, so that one request serves many samples.
 
-What fails for a moment (a time-out, a lost connection, a short answer, an overloaded server) is tried again, and raised
-as the `OSError` of a broken storage if it stays so: a worker then tries again and ends the run, but drops no sample for
-it.
+A request that fails for a moment (a time-out, a lost connection, a short answer, an overloaded server) is tried four
+times, and then raised as a `RetriedError`, which is an `OSError` of a broken storage: a worker does not try it again, and
+ends the iteration without dropping a sample for it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from mploader._util.retry import RETRY_PAUSES_S, RetriedError
 from mploader.errors import SourceError
 from mploader.sources.base import FileState
 
-RETRY_PAUSES_S = (0.1, 0.5, 2.0)
 MIN_AHEAD, MAX_AHEAD = 1 << 16, 1 << 21  # bytes that are read at once from a shard in order
 _MAX_GAP = 1 << 20  # bytes that may be passed over: batches between two of one worker are read by others
 _IN_ORDER = 3  # reads in a row that go forward, before more is read than was asked for
@@ -196,7 +196,7 @@ def _with_retries(url: str, ask: Callable[[], _Result]) -> _Result:
                 raise OSError(errno.EREMOTEIO, f"{type(error).__name__}: {error}", url) from error
             if pause_s is None:
                 what = f"failed {len(RETRY_PAUSES_S) + 1} times, at last with {type(error).__name__}: {error}"
-                raise OSError(errno.EIO, what, url) from error
+                raise RetriedError(errno.EIO, what, url) from error
         time.sleep(pause_s)
     raise AssertionError("the last turn returns or raises")
 

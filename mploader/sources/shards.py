@@ -92,6 +92,11 @@ class Shards:
         """The number of samples in each shard, int64, shape (shards,); an unreadable rest counts as one."""
         return np.diff(self._starts)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all shards together."""
+        return int(self._sizes.sum())
+
     def empty_shards(self) -> list[str]:
         """The paths of the shards without a byte."""
         return [self._paths[shard] for shard in np.flatnonzero(self._sizes == 0).tolist()]

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
     with console.status("reading shards"):
         source = _open_shards(args.pattern, args.rebuild)
-        size = sum(os.path.getsize(path) for path in source.paths)
+        size = source.num_bytes
     kind, unit = ("TFRecord", "records") if isinstance(source, TFRecordShards) else ("tar", "samples")
     console.print(
         f"{len(source.paths):,} {kind} shards, {len(source):,} {unit}, {size:,} bytes ({size_text(size)})",

@@ -10,6 +10,7 @@ import numpy as np
 
 from mploader._util import fault_points
 from mploader._util.location import Location
+from mploader._util.retry import RETRY_PAUSES_S, RetriedError
 from mploader.batching.spec import describe_element, flatten
 from mploader.batching.writer import BatchWriter
 from mploader.engine.ipc import sample_report, serialization
@@ -24,8 +25,6 @@ from mploader.errors import SpecError
 from mploader.sampling.plan import SampleRandom
 from mploader.sources.protocols import location_of
 
-RETRY_PAUSES_S = (0.1, 0.5, 2.0)
-"""Waits before a read that failed for a reason of the machine is tried again, in seconds."""
 STEP_S = 0.1
 """How often a worker that waits shows that it is not stuck, in seconds."""
 
@@ -63,7 +62,8 @@ class Samples:
             try:
                 return self._attempt(epoch, index, timer)
             except BaseException as error:  # user code: StopIteration and SystemExit included
-                if pause_s is None or not sample_report.is_environment(error):
+                may_pass = sample_report.is_environment(error) and not isinstance(error, RetriedError)
+                if pause_s is None or not may_pass:
                     raise TaskFailedError(sample_report.report_exception(index, self.where(index), error)) from None
             finally:
                 end_if_forked(self._pid)
