@@ -6,17 +6,16 @@ Exit status: 0 done; 1 an error of mploader, told in one message; 2 a command li
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import io
 import signal
 import sys
-import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TextIO
 
 import mploader
+from mploader.cli.signals import unhandled_raise
 from mploader.errors import LoaderError
 
 
@@ -40,7 +39,9 @@ def _run(args: argparse.Namespace) -> int:
         return 1
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log shows each line when it is printed
-    with warnings.catch_warnings(), _signals_unwind():
+    # So that no temporary folder is left.
+    unwind = unhandled_raise([signal.SIGTERM, signal.SIGHUP], lambda number: SystemExit(128 + number))
+    with warnings.catch_warnings(), unwind:
         warnings.showwarning = _show_warning
         try:
             return int(args.run(args))
@@ -60,26 +61,6 @@ def _parser() -> argparse.ArgumentParser:
     for command in (demo, synth, show, bench, verify, index):
         command.add_parser(subparsers)
     return parser
-
-
-@contextlib.contextmanager
-def _signals_unwind() -> Iterator[None]:
-    """Lets SIGTERM and SIGHUP clean up before they end the program, so that no temporary folder is left."""
-
-    def unwind(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    unhandled = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is signal.SIG_DFL]
-    for one in unhandled:
-        signal.signal(one, unwind)
-    try:
-        yield
-    finally:
-        for one in unhandled:
-            signal.signal(one, signal.SIG_DFL)
 
 
 def _show_warning(

@@ -29,7 +29,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same good pictures in each format."""
     directory = tmp_path_factory.mktemp("data")
     for format in ("folder", "tfrecord", "tar"):
-        synthesize(directory / format, format=format, count=COUNT, classes=2, shard_size=PER_SHARD, num_processes=1)
+        synthesize(directory / format, format=format, count=COUNT, classes=2, shard_size=PER_SHARD, num_workers=1)
     return directory
 
 

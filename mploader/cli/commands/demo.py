@@ -6,13 +6,12 @@ import argparse
 import contextlib
 import importlib
 import os
-import signal
 import tempfile
-import threading
 from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from mploader.cli import signals
 from mploader.cli.arguments import add_number
 
 if TYPE_CHECKING:
@@ -66,27 +65,8 @@ def temporary_folder() -> Iterator[str]:
     try:
         yield folder.name
     finally:
-        with _signals_held_back():
+        with signals.held_back():
             folder.cleanup()
-
-
-@contextlib.contextmanager
-def _signals_held_back() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals interrupt the main thread alone
-        return
-    came: list[int] = []
-    handlers = {
-        one: signal.signal(one, lambda number, _: came.append(number))
-        for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
-    try:
-        yield
-    finally:
-        for one, handler in handlers.items():
-            signal.signal(one, handler)
-        for number in came:
-            signal.raise_signal(number)
 
 
 def _make_pictures(folder: str, count: int, seed: int) -> None:
