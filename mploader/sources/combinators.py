@@ -16,17 +16,19 @@ import numpy as np
 import numpy.typing as npt
 
 from mploader._util.checks import whole_number
+from mploader._util.location import Location
 from mploader.errors import ArgumentError
 from mploader.sampling.samplers import Sampler, ShardShuffle
 from mploader.sources.base import Int64Array, checked_index
 from mploader.sources.fingerprint import fingerprint_of
 
 
-def where_is(source: Any, index: int) -> str:
+def where_is(source: Any, index: int) -> Location:
     """Where a sample of any source comes from: what the source says, else its type and the number."""
     if hasattr(source, "where"):
-        return str(source.where(index))
-    return f"sample {index} of a {type(source).__name__}"
+        where = source.where(index)
+        return where if isinstance(where, Location) else Location(str(where))
+    return Location(f"sample {index} of a {type(source).__name__}")
 
 
 def combined_fingerprint(*parts: Any) -> str:

@@ -11,6 +11,7 @@ from typing import overload
 import numpy as np
 
 from mploader._util.checks import path_text
+from mploader._util.location import Location
 from mploader.errors import ArgumentError, SampleError, SourceError
 from mploader.sources.base import Int64Array, PackedStrings, PathLike, checked_index
 from mploader.sources.files import read_whole
@@ -107,9 +108,10 @@ class ImageFolder:
             )
         return data, int(np.searchsorted(self._class_ends, position, side="right"))
 
-    def where(self, index: int) -> str:
+    def where(self, index: int) -> Location:
         """The file of a sample."""
-        return os.path.join(self._directory, self._files[checked_index(index, len(self))])
+        path = os.path.join(self._directory, self._files[checked_index(index, len(self))])
+        return Location(path, path)
 
     def fingerprint(self) -> str:
         """Hashes of the classes and of the names of the files. Neither contents nor sizes are looked at."""

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import google_crc32c
 import numpy as np
 
+from mploader._util.location import Location
 from mploader.errors import SampleError, SourceError
 from mploader.sources.base import FileState, Int64Array, PackedStrings, Pattern, checked_index
 from mploader.sources.file_patterns import expand
@@ -160,11 +161,12 @@ class Shards:
     def _error(self, index: int, what: str) -> SampleError:
         return SampleError(f"{self.where(index)}: {what}")
 
-    def where(self, index: int) -> str:
+    def where(self, index: int) -> Location:
         """Shard, number within the shard and first byte of a sample."""
         position = checked_index(index, len(self))
         shard, start, _ = self._locate(position)
-        return f"{self._paths[shard]}, {self._unit} {position - self._starts[shard]} at byte {start}"
+        path, start = self._paths[shard], int(start)
+        return Location(f"{path}, {self._unit} {position - self._starts[shard]} at byte {start}", path, start)
 
     def fingerprint(self) -> str:
         """Hashes of the shards' names without their folders, of their sizes, and of where the samples lie in them."""
