@@ -149,9 +149,7 @@ def _texture(rng: Generator, bank: _Bank, size: Size, colour: Colour, contrast: 
     return Image.merge("RGB", [noise.point(np.clip(table, 0, 255).round().tolist()) for table in tables])
 
 
-def _put_thing(
-    rng: Generator, bank: _Bank, canvas: Image.Image, colour: Colour, shape: int, extent: float
-) -> None:
+def _put_thing(rng: Generator, bank: _Bank, canvas: Image.Image, colour: Colour, shape: int, extent: float) -> None:
     """Pastes one thing, lit from a side, at a random place inside the canvas."""
     width, height = canvas.size
     side = max(8, int(extent * min(width, height)))

@@ -18,7 +18,7 @@ from mploader.cli.benchmark import BenchReport, Measured, bench
 from mploader.cli.decoder_limit import decoder_limit
 from mploader.cli.image_grid import CELL, draw
 from mploader.cli.main import main
-from mploader.cli.sample_images import NO_LABEL, find_picture
+from mploader.cli.sample_images import NO_LABEL, LabelledPicture
 from mploader.cli.synthetic_data import synthesize
 from mploader.engine.supervisor import worker_process
 from mploader.errors import ArgumentError, SampleError
@@ -282,9 +282,13 @@ def test_batches_without_pictures_are_refused() -> None:
     ],
 )
 def test_picture_and_label_are_found_in_samples_of_every_source(sample: object, label: int) -> None:
-    assert find_picture(sample) == (b"jpeg", label)
+    assert LabelledPicture(unchanged)(sample, np.random.default_rng(0)) == (b"jpeg", label)
+
+
+def unchanged(image: object, rng: np.random.Generator) -> object:
+    return image
 
 
 def test_a_sample_without_a_picture_names_its_keys() -> None:
     with pytest.raises(SampleError, match="'text', 'id'"):
-        find_picture({"text": b"", "id": 1})
+        LabelledPicture(unchanged)({"text": b"", "id": 1}, np.random.default_rng(0))

@@ -244,7 +244,7 @@ def test_the_demo_refuses_a_label_beyond_the_classes_that_it_found(data: Path) -
     sample = ImageFolder(data / "folder")[COUNT - 1]
     picture, label = Augment(32, classes=4)(sample, np.random.default_rng(0))
     assert (picture.shape, picture.dtype, label) == ((32, 32, 3), np.uint8, 3)
-    with pytest.raises(SampleError, match="the label is 3, and the demo has found labels below 3"):
+    with pytest.raises(SampleError, match="the label is 3: expected one below 3"):
         Augment(32, classes=3)(sample, np.random.default_rng(0))
 
 
