@@ -1,6 +1,7 @@
 """The ``mploader`` command: reads the command line, runs a module of ``commands``, and turns errors into text.
 
-Exit status: 0 done; 1 an error of mploader, told in one message; 2 a command line that cannot be meant; 130 Ctrl-C.
+Exit status: 0 done; 1 an error of mploader, printed as one message; 2 an invalid command line; 130 Ctrl-C; 143 SIGTERM;
+129 SIGHUP.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status.
 
     Args:
-        arguments: those behind the program's name; None: those of this process.
+        arguments: the arguments after the program's name. None: those of this process.
     """
     try:
         return _run(_parser().parse_args(arguments))
@@ -38,7 +39,7 @@ def _run(args: argparse.Namespace) -> int:
         print(f"mploader {args.command}: {error}", file=sys.stderr)
         return 1
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a log shows each line when it is printed
+        sys.stdout.reconfigure(line_buffering=True)  # so that a log shows each line when it is printed
     # So that no temporary folder is left.
     unwind = unhandled_raise([signal.SIGTERM, signal.SIGHUP], lambda number: SystemExit(128 + number))
     with warnings.catch_warnings(), unwind:
@@ -46,7 +47,7 @@ def _run(args: argparse.Namespace) -> int:
         try:
             return int(args.run(args))
         except LoaderError as error:
-            # The worker's traceback leads through a transform of ours: whoever runs a command gains nothing by it.
+            # The worker's traceback leads through our own transform, so it does not help the user of a command.
             message = str(error).partition("\n\nTraceback (in the worker")[0]
             print(f"mploader {args.command}: {message}", file=sys.stderr)
             return 1
@@ -71,7 +72,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Tells a warning as one line, without the place in our code that gave it."""
+    """Prints a warning in one line, without the place in our code that raised it."""
     print(f"mploader: warning: {message}", file=sys.stderr)
 
 

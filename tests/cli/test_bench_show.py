@@ -196,7 +196,7 @@ def test_show_writes_a_png_under_no_other_name(
     with pytest.raises(SystemExit) as ended:
         main(["show", str(data / "folder"), "--output", str(tmp_path / name)])
     assert ended.value.code == 2
-    assert f"{str(tmp_path / name)!r} does not end in .png: a PNG file is written" in capsys.readouterr().err
+    assert f"expected a name that ends in .png, got {str(tmp_path / name)!r}" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -209,7 +209,7 @@ def test_show_names_the_command_that_lists_bad_files(
     assert main(["show", str(tmp_path / "data"), "--no-shuffle", "--output", str(tmp_path / "grid.png")]) == 1
     told, advice = capsys.readouterr().err.splitlines()
     assert f"{bad} is empty (0 bytes)" in told
-    assert advice == f"`mploader verify {tmp_path / 'data'}` lists what is bad there."
+    assert advice == f"`mploader verify {tmp_path / 'data'}` lists all bad samples."
     assert not (tmp_path / "grid.png").exists()
 
 

@@ -67,10 +67,11 @@ def _facts(report: VerifyReport) -> dict[str, Any]:
 
 
 def _lines(report: VerifyReport) -> list[str]:
+    from mploader.cli.console import count_text
     from mploader.cli.verification import one_line
 
     rate = report.samples / max(report.seconds, 1e-9)
-    checked = f"{report.samples:,} samples in {report.seconds:,.1f} s ({rate:,.0f}/s)"
+    checked = f"{count_text(report.samples, 'sample')} in {report.seconds:,.1f} s ({rate:,.0f}/s)"
     if report.is_good:
         return [f"{checked}: all good"]
     counts = [f"{count:>7,}  {one_line(text)}" for text, count in report.summary().items()]
