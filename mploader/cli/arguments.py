@@ -1,4 +1,4 @@
-"""Arguments that several commands have. A value that is refused ends with exit status 2 and the usage."""
+"""Arguments that several commands have. An invalid value ends the command with the usage and exit status 2."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Callable
 def add_number(
     parser: argparse.ArgumentParser, name: str, default: int | None, help: str, *, low: int = 1, metavar: str = "N"
 ) -> None:
-    """Adds an option that is a whole number.
+    """Adds an option whose value is a whole number.
 
     Args:
-        parser: of the command.
-        name: with its dashes.
-        default: shown behind the help unless it is None.
+        parser: the parser of the command.
+        name: name of the option, with its dashes.
+        default: its default, shown in the help unless it is None.
         help: what the number is.
-        low: the least that is accepted.
-        metavar: what stands for the number in the usage.
+        low: the smallest valid number.
+        metavar: name of the number in the usage.
     """
-    shown = help if default is None else f"{help} ({default:,})"
+    shown = help if default is None else f"{help} (default: {default:,})"
     parser.add_argument(name, type=_at_least(low), default=default, metavar=metavar, help=shown)
 
 
@@ -30,7 +30,7 @@ def _at_least(low: int) -> Callable[[str], int]:
         except ValueError:
             number = low - 1
         if number < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {low}")
+            raise argparse.ArgumentTypeError(f"expected a whole number >= {low}, got {text!r}")
         return number
 
     return convert

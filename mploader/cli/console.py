@@ -1,4 +1,4 @@
-"""How commands print: rich in a terminal, plain lines everywhere else."""
+"""How commands print: with rich in a terminal, as plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 console = Console(highlight=False)
-"""The standard output. It looks at it again with each line, so redirecting it later works."""
+"""The standard output. It is looked up for each line, so it can be redirected later."""
 
 
 class Advance(Protocol):
     """Moves a progress bar."""
 
     def __call__(self, done: int, note: str = "") -> None:
-        """Shows how many are done now, and a few words on how it goes."""
+        """Shows how many are done, and a short note beside them."""
 
 
 @contextlib.contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Advance]:
-    """A bar that is there while work is under way and gone afterwards; nothing where there is no terminal."""
+    """Shows a progress bar inside the block and removes it afterwards. Prints nothing outside a terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -37,6 +37,11 @@ def progress_bar(title: str, total: int) -> Iterator[Advance]:
             progress.update(task, completed=done, note=note)
 
         yield advance
+
+
+def count_text(count: int, noun: str, plural: str = "") -> str:
+    """A number with its noun, as "1 shard" and "2,000 shards"; ``plural`` defaults to the noun with an s."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def size_text(size: int) -> str:

@@ -1,12 +1,11 @@
-"""What the demo makes of samples: one form for image folders, TFRecord shards and tar shards.
+"""How the demo turns samples of image folders, TFRecord shards and tar shards into elements.
 
-Workers import this module, so nothing heavy is imported here.
+Workers import this module, so it imports nothing heavy.
 """
 
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,57 +14,52 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from mploader.cli.sample_images import LABEL_KEYS, PICTURE_KEYS, find_picture, kind_of, label_number
 from mploader.errors import SampleError
 from mploader.images import Compose, RandomFlip, RandomResizedCrop, apply_to
 from mploader.sources import ImageFolder, Source
 
 SCALE = (0.3, 1.0)
-"""Least and most share of a picture that a crop takes: enough to vary it, and to leave in what its class is told by."""
+"""Smallest and largest share of a picture that a crop takes: varied, and large enough to show what its class is."""
 LABELS_READ = 500
-"""How many labels are looked at to learn how many classes shards hold."""
-
-_PICTURE_KEYS = ("image/encoded", "image", "jpg", "jpeg", "png", "webp")
-_LABEL_KEYS = ("image/class/label", "label", "cls")
+"""How many labels are read to learn how many classes shards hold."""
 
 
 def picture_and_label(sample: Any) -> tuple[bytes, int]:
     """Finds the encoded picture and the label in a sample of any of the sources.
 
     Raises:
-        SampleError: it has none.
+        SampleError: it has no picture, or no whole number from 0 as a label.
     """
-    if isinstance(sample, tuple):
-        return sample
-    picture = next((sample[key] for key in _PICTURE_KEYS if key in sample), None)
-    label = next((sample[key] for key in _LABEL_KEYS if key in sample), None)
+    picture, label = find_picture(sample)
     if not isinstance(picture, bytes) or label is None:
         raise SampleError(
-            f"the demo finds no picture with a label in a sample with the keys {', '.join(map(repr, sample))}. "
-            f"It looks for a picture in {', '.join(_PICTURE_KEYS)} and for a number in {', '.join(_LABEL_KEYS)}"
+            f"the demo finds no picture with a label in {kind_of(sample)}: expected a picture in one of "
+            f"{', '.join(PICTURE_KEYS)}, and a number in one of {', '.join(LABEL_KEYS)}"
         )
-    digits = label.strip() if isinstance(label, bytes) else b"%d" % label[0] if len(label) == 1 else b""
-    if not re.fullmatch(rb"\d{1,9}", digits):
-        raise SampleError(f"the label is {label!r}; the demo reads whole numbers from 0")
-    return picture, int(digits)
+    number = label_number(label)
+    if number is None or number < 0:
+        raise SampleError(f"the label is {label!r}: expected a whole number from 0")
+    return picture, number
 
 
 def count_classes(source: Source) -> int:
-    """How many classes there are: those of an image folder, or the largest of some hundred labels of shards.
+    """How many classes there are: those of an image folder, or 1 + the largest of some hundred labels of shards.
 
     Raises:
-        SampleError: not one of these labels can be read.
+        SampleError: none of these labels can be read.
     """
     if isinstance(source, ImageFolder):
         return len(source.class_names)
-    places = np.unique(np.linspace(0, len(source) - 1, LABELS_READ).astype(np.int64))
+    indices = np.unique(np.linspace(0, len(source) - 1, LABELS_READ).astype(np.int64))
     labels, bad = [], []
-    for index in places.tolist():
+    for index in indices.tolist():
         try:
             labels.append(picture_and_label(source[index])[1])
-        except SampleError as error:  # the loader will replace it and name it
+        except SampleError as error:  # the loader replaces it and reports it
             bad.append(error)
     if not labels:
-        raise SampleError(f"the demo can use none of the {len(bad)} samples that it has tried. The first: {bad[0]}")
+        raise SampleError(f"the demo can use none of the {len(bad)} samples that it tried. The first: {bad[0]}")
     return 1 + max(labels)
 
 
@@ -74,8 +68,8 @@ class Augment:
     """The demo's transform: a sample to (picture, label), the picture a random crop of size x size pixels.
 
     Attributes:
-        size: height and width, in pixels.
-        classes: labels are below this.
+        size: height and width of the crop, in pixels.
+        classes: number of classes; every label is below it.
     """
 
     size: int
@@ -85,7 +79,7 @@ class Augment:
         """Returns uint8 (size, size, 3) and the label."""
         picture, label = picture_and_label(sample)
         if label >= self.classes:
-            raise SampleError(f"the label is {label}, and the demo has found labels below {self.classes}")
+            raise SampleError(f"the label is {label}: expected one below {self.classes}, the classes that were found")
         crop = apply_to(0, Compose([RandomResizedCrop(self.size, self.size, scale=SCALE), RandomFlip()]))
         element: tuple[npt.NDArray[np.uint8], int] = crop((picture, label), rng)
         return element
@@ -94,14 +88,14 @@ class Augment:
 def plain_elements(
     source: Source | Sequence[Any], order: Sequence[int], augment: Augment, seed: int
 ) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
-    """The same elements as a plain Python generator makes them with Pillow, but for pictures that it cannot read."""
+    """The same elements from a plain Python generator with Pillow. Leaves out samples that it cannot read."""
     rng = np.random.default_rng(seed)
     crop = RandomResizedCrop(augment.size, augment.size, scale=SCALE)
     for index in order:
         try:
             data, label = picture_and_label(source[index])
             picture = Image.open(io.BytesIO(data)).convert("RGB")
-        except (SampleError, OSError, SyntaxError, ValueError):  # what sources and Pillow raise on bad data
+        except (SampleError, OSError, SyntaxError, ValueError):  # errors of sources and Pillow on bad data
             continue
         box = crop.view(picture.height, picture.width, rng).box
         corners = (box.left, box.top, box.left + box.width, box.top + box.height)

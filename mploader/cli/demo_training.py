@@ -1,4 +1,4 @@
-"""Training for the demo: a small classifier, and one epoch of it under measurement. Imports TensorFlow."""
+"""Training for the demo: a small classifier, and an epoch of training that is measured. Imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from mploader.sources import Source
 
 @dataclass(frozen=True)
 class LoaderUse:
-    """What one epoch has taken of a loader.
+    """What one epoch took of a loader.
 
     Attributes:
-        workers_cpu_s: CPU seconds of the worker processes, whatever epoch they worked for.
-        most_lent: most slots that were lent at once.
-        slots: how many slots there are.
-        batches: how many batches were delivered.
-        batches_copied: how many of them were copied out of their slots.
-        restarts: how many workers were replaced.
+        workers_cpu_s: CPU seconds of the worker processes; they may have worked for the next epoch, too.
+        most_borrowed: the most slots that the consumer borrowed at once.
+        slots: number of slots.
+        batches: number of batches delivered.
+        batches_copied: number of them that were copied out of their slots.
+        restarts: number of workers that were replaced.
     """
 
     workers_cpu_s: float
-    most_lent: int
+    most_borrowed: int
     slots: int
     batches: int
     batches_copied: int
@@ -42,15 +42,15 @@ class LoaderUse:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What one epoch of training has cost.
+    """What one epoch of training cost.
 
     Attributes:
         images: pictures trained on.
         seconds: from asking for the first batch to the end of the last step.
-        waited_s: seconds thereof in which training waited for a batch.
-        accuracy: part of the pictures whose class was told right, each before the step that learnt from it.
+        waited_s: the part of these seconds in which training waited for a batch.
+        accuracy: share of the pictures that were classified correctly, each before the step that learnt from it.
         trainer_cpu_s: CPU seconds of this process, training included.
-        use: what it has taken of the loader; None without one.
+        use: what it took of the loader; None without a loader.
     """
 
     images: int
@@ -69,8 +69,9 @@ class EpochReport:
 def classifier(size: int, classes: int, batch_size: int) -> keras.Model:
     """A network that learns within seconds on a CPU, so that feeding it is the harder part.
 
-    It has seen black pictures: the first step compiles, which belongs to no epoch. The second one, with a batch of
-    another size, compiles for all sizes, as the plain pipeline may end with a short batch.
+    It is returned after two steps with black pictures, because the first step compiles the network, which belongs to no
+    epoch. The second step, with another batch size, compiles it for all sizes: a plain pipeline may end with a short
+    batch.
     """
 
     def convolution(x: Any, filters: int, side: int, stride: int) -> Any:
@@ -81,11 +82,11 @@ def classifier(size: int, classes: int, batch_size: int) -> keras.Model:
     x = keras.layers.Rescaling(1 / 127.5, -1)(pictures)
     for filters, side, stride in ((16, 8, 8), (32, 3, 2), (64, 3, 2)):
         x = convolution(x, filters, side, stride)
-    # The largest value tells that a thing is there, however small a part of the picture it takes.
+    # The largest value shows that an object is there, even if it covers a small part of the picture.
     x = keras.layers.Concatenate()([keras.layers.GlobalAveragePooling2D()(x), keras.layers.GlobalMaxPooling2D()(x)])
     model = keras.Model(pictures, keras.layers.Dense(classes)(x))
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    # By name, as Keras would take "accuracy" for a binary one where there is a single class.
+    # As an object: for a single class, Keras takes the name "accuracy" for binary accuracy.
     accuracy = keras.metrics.SparseCategoricalAccuracy("accuracy")
     model.compile(keras.optimizers.Adam(3e-3), loss, metrics=[accuracy])
     for count in (batch_size, batch_size + 1):
@@ -94,7 +95,7 @@ def classifier(size: int, classes: int, batch_size: int) -> keras.Model:
 
 
 def plain_dataset(source: Source, plan: Plan, epoch: int, steps: int, augment: Augment) -> tf.data.Dataset:
-    """The first batches of an epoch as most people start out: a Python generator in this process, and Pillow."""
+    """The first batches of an epoch from a plain pipeline: a Python generator in this process, and Pillow."""
     order = plan.batches(epoch, 0, steps).tolist()
     signature = (tf.TensorSpec((augment.size, augment.size, 3), tf.uint8), tf.TensorSpec((), tf.int64))
     elements = tf.data.Dataset.from_generator(
@@ -109,10 +110,10 @@ def train_epoch(
     """Trains on the first ``steps`` batches of a dataset, one step after the other, and measures it.
 
     Raises:
-        LoaderError: the loader cannot go on.
+        LoaderError: the loader has failed.
     """
     meter = None if loader is None else _Meter(loader)
-    images, waited_s, told_right = 0, 0.0, 0.0
+    images, waited_s, correct = 0, 0.0, 0.0
     started_s, trainer_cpu_s = time.perf_counter(), time.process_time()
     batches = iter(dataset)
     for step in range(steps):
@@ -124,16 +125,16 @@ def train_epoch(
         model.reset_metrics()
         results = model.train_on_batch(*batch, return_dict=True)
         images += len(batch[1])
-        told_right += float(results["accuracy"]) * len(batch[1])
+        correct += float(results["accuracy"]) * len(batch[1])
         if meter is not None:
             meter.look()
         rate = images / (time.perf_counter() - started_s)
-        advance(step + 1, f"{rate:,.0f} images/s, accuracy {told_right / images:.0%}")
+        advance(step + 1, f"{rate:,.0f} images/s, accuracy {correct / images:.0%}")
     return EpochReport(
         images=images,
         seconds=time.perf_counter() - started_s,
         waited_s=waited_s,
-        accuracy=told_right / max(1, images),
+        accuracy=correct / max(1, images),
         trainer_cpu_s=time.process_time() - trainer_cpu_s,
         use=None if meter is None else meter.use(),
     )
@@ -144,32 +145,32 @@ def _next(batches: Any, loader: Loader | None) -> Any:
         return next(batches, None)
     except tf.errors.OpError:
         if loader is not None:
-            # An error of the loader is in here as text, among the frames of TensorFlow. The loader raises it as it is.
-            loader.open_run()
+            # TensorFlow holds the loader's error as text, among its own frames. The loader raises the error itself.
+            iter(loader)
         raise
 
 
 class _Meter:
-    """Follows the workers and slots of a loader over one epoch."""
+    """Measures the workers and slots of a loader over one epoch."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
-        self._most_lent = 0
+        self._most_borrowed = 0
         self._before = loader.statistics()
         self._cpu_before = _cpu_seconds(loader.worker_pids)
 
     def look(self) -> None:
-        """Notes how many slots are lent now."""
-        self._most_lent = max(self._most_lent, self._loader.statistics().slots_lent)
+        """Notes how many slots are borrowed now."""
+        self._most_borrowed = max(self._most_borrowed, self._loader.statistics().slots_lent)
 
     def use(self) -> LoaderUse:
-        """Returns what the epoch has taken so far."""
+        """Returns what the epoch took so far."""
         now = self._loader.statistics()
         cpu_now = _cpu_seconds(self._loader.worker_pids)
         return LoaderUse(
-            # A worker that was replaced takes its account with it; its successor begins at zero.
+            # The CPU time of a worker that was replaced is lost; its replacement begins at zero.
             workers_cpu_s=sum(seconds - self._cpu_before.get(pid, 0.0) for pid, seconds in cpu_now.items()),
-            most_lent=self._most_lent,
+            most_borrowed=self._most_borrowed,
             slots=now.slots,
             batches=now.batches - self._before.batches,
             batches_copied=now.batches_copied - self._before.batches_copied,
@@ -178,7 +179,7 @@ class _Meter:
 
 
 def _cpu_seconds(pids: Sequence[int]) -> dict[int, float]:
-    """CPU seconds of each process that is still there."""
+    """CPU seconds of each process that still exists."""
     seconds = {}
     for pid in pids:
         try:

@@ -1,4 +1,4 @@
-"""Draws batches as the model will see them: the library behind ``mploader show``."""
+"""Draws batches as the model gets them: the library behind ``mploader show``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Labelled:
 
     Attributes:
         picture: uint8 (height, width, 3).
-        label: what stands below it.
+        label: text below it.
     """
 
     picture: Picture
@@ -40,16 +40,16 @@ def draw(batches: Sequence[Any], class_names: Sequence[str] = (), columns: int =
 
     Args:
         batches: structures of arrays, as a loader yields them. The first component of three dimensions (without the
-            batch's) with 1 or 3 channels is the picture: uint8, or floats in [0, 1], in [-1, 1] or normalised. The
-            first whole number for each sample is the label.
-        class_names: names of the labels.
+            batch's) and 1 or 3 channels is the picture: uint8, or floats in [0, 1], in [-1, 1] or normalised. The first
+            component that is one whole number for each sample is the label.
+        class_names: name of each label.
         columns: pictures in a row.
 
     Raises:
-        ArgumentError: no component is a picture.
+        ArgumentError: no component is a picture, or there are no batches or columns.
     """
     if columns < 1 or not batches:
-        raise ArgumentError(f"{len(batches)} batches in {columns} columns: wants at least one of each")
+        raise ArgumentError(f"{len(batches)} batches in {columns} columns: expected at least one of each")
     rows: list[list[Labelled]] = []
     ends: list[int] = []
     for batch in batches:
@@ -96,18 +96,18 @@ def _labelled(batch: Any, class_names: Sequence[str]) -> list[Labelled]:
     pictures = next((leaf for leaf in leaves if leaf.ndim == 4 and leaf.shape[-1] in (1, 3)), None)
     if pictures is None:
         shapes = ", ".join(f"{leaf.dtype} {leaf.shape}" for leaf in leaves)
-        raise ArgumentError(f"no component is a batch of pictures (batch, height, width, 1 or 3); there are: {shapes}")
+        raise ArgumentError(f"no component is a batch of pictures (batch, height, width, 1 or 3): got {shapes}")
     labels = next((leaf for leaf in leaves if leaf.ndim == 1 and leaf.dtype.kind in "iu"), None)
-    finite = pictures[np.isfinite(pictures)]  # one NaN must not spoil the picture that would show it
+    finite = pictures[np.isfinite(pictures)]  # one NaN must not hide the picture that shows it
     low, high = float(finite.min(initial=0)), float(finite.max(initial=0))
     return [
-        Labelled(_as_bytes(picture, low, high), "" if labels is None else _name(int(labels[place]), class_names))
-        for place, picture in enumerate(pictures)
+        Labelled(_as_bytes(picture, low, high), "" if labels is None else _name(int(labels[offset]), class_names))
+        for offset, picture in enumerate(pictures)
     ]
 
 
 def _as_bytes(picture: npt.NDArray[Any], low: float, high: float) -> Picture:
-    """A picture as uint8 RGB. Floats are stretched from the range that the batch seems to be made for; NaN is black."""
+    """A picture as uint8 RGB. Floats are scaled from the range that the batch seems to have; NaN is black."""
     if picture.dtype != np.uint8:
         if low >= 0 and high > 1:
             low, high = 0.0, max(255.0, high)
@@ -123,5 +123,5 @@ def _name(label: int, class_names: Sequence[str]) -> str:
 
 
 def columns_for(count: int) -> int:
-    """How many columns show batches of ``count`` pictures in full rows, if that can be."""
+    """How many columns show batches of ``count`` pictures in full rows; at most 8 if no number does."""
     return next((columns for columns in range(8, 3, -1) if count % columns == 0), min(8, count))

@@ -1,22 +1,22 @@
 """The ``mploader`` command: reads the command line, runs a module of ``commands``, and turns errors into text.
 
-Exit status: 0 done; 1 an error of mploader, told in one message; 2 a command line that cannot be meant; 130 Ctrl-C.
+Exit status: 0 done; 1 an error of mploader, printed as one message; 2 an invalid command line; 130 Ctrl-C; 143 SIGTERM;
+129 SIGHUP.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import io
 import signal
 import sys
-import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TextIO
 
 import mploader
+from mploader.cli.signals import unhandled_raise
 from mploader.errors import LoaderError
 
 
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status.
 
     Args:
-        arguments: those behind the program's name; None: those of this process.
+        arguments: the arguments after the program's name. None: those of this process.
     """
     try:
         return _run(_parser().parse_args(arguments))
@@ -39,13 +39,15 @@ def _run(args: argparse.Namespace) -> int:
         print(f"mploader {args.command}: {error}", file=sys.stderr)
         return 1
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a log shows each line when it is printed
-    with warnings.catch_warnings(), _signals_unwind():
+        sys.stdout.reconfigure(line_buffering=True)  # so that a log shows each line when it is printed
+    # So that no temporary folder is left.
+    unwind = unhandled_raise([signal.SIGTERM, signal.SIGHUP], lambda number: SystemExit(128 + number))
+    with warnings.catch_warnings(), unwind:
         warnings.showwarning = _show_warning
         try:
             return int(args.run(args))
         except LoaderError as error:
-            # The worker's traceback leads through a transform of ours: whoever runs a command gains nothing by it.
+            # The worker's traceback leads through our own transform, so it does not help the user of a command.
             message = str(error).partition("\n\nTraceback (in the worker")[0]
             print(f"mploader {args.command}: {message}", file=sys.stderr)
             return 1
@@ -62,26 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-@contextlib.contextmanager
-def _signals_unwind() -> Iterator[None]:
-    """Lets SIGTERM and SIGHUP clean up before they end the program, so that no temporary folder is left."""
-
-    def unwind(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    unhandled = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is signal.SIG_DFL]
-    for one in unhandled:
-        signal.signal(one, unwind)
-    try:
-        yield
-    finally:
-        for one in unhandled:
-            signal.signal(one, signal.SIG_DFL)
-
-
 def _show_warning(
     message: Warning | str,
     category: type[Warning],
@@ -90,7 +72,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Tells a warning as one line, without the place in our code that gave it."""
+    """Prints a warning in one line, without the place in our code that raised it."""
     print(f"mploader: warning: {message}", file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""Reads functions of the user's from the command line."""
+"""Imports the functions that a command line names."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mploader.errors import ArgumentError
 
 
 def load(text: str) -> Any:
-    """Imports what ``module:name`` names; the current folder is searched too.
+    """Imports the object that ``module:name`` names. The current folder is searched, too.
 
     Raises:
-        ArgumentError: the text is not of that form, or nothing is found there.
+        ArgumentError: the text is not of that form, or the object cannot be imported.
     """
     module_name, colon, name = text.partition(":")
     if not colon or not module_name or not name:
-        raise ArgumentError(f"{text!r}: wants module:name, as in augmentation:crop for crop in augmentation.py")
+        raise ArgumentError(f"{text!r}: expected module:name, such as augmentation:crop for crop in augmentation.py")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

@@ -1,9 +1,9 @@
-"""Writes photograph-like JPEG data for trying, testing and measuring: the library behind `mploader synth`.
+"""Writes photograph-like JPEG data for trying, testing and measuring: the library behind ``mploader synth``.
 
-Fresh interpreters draw and encode the pictures (:mod:`mploader.cli.synthetic_picture`) and send them back through
-pipes, each every n-th; this process takes them in turn and is the only one that writes files. So the files do
-not depend on the number of processes, and whatever ends the run leaves complete files: each is written under
-a temporary name, ``.NAME.PID.tmp``, and renamed when it is complete.
+A :class:`mploader.Loader` draws the pictures: its source is their numbers, its transform draws and encodes one
+(:class:`mploader.cli.synthetic_picture.Draw`). It yields them in order for any number of workers, and only this process
+writes files. An interrupted run leaves complete files only: each is written under a temporary name, ``.NAME.PID.tmp``,
+and renamed when it is complete.
 
 Layouts, for 1,000 pictures of 10 classes in shards of 256::
 
@@ -21,10 +21,7 @@ import itertools
 import os
 import re
 import signal
-import subprocess
 import tarfile
-import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,23 +29,22 @@ from typing import IO
 
 import psutil
 
-from mploader._util import python_command
-from mploader._util.platform_check import fcntl
 from mploader._util.resources import usable_cpus
-from mploader.cli.synthetic_picture import LENGTH, label_of
-from mploader.errors import ArgumentError, ResourceError, WorkerError
+from mploader.cli.signals import unhandled_raise
+from mploader.cli.synthetic_picture import Draw, label_of
+from mploader.errors import ArgumentError, ResourceError
+from mploader.loader.loader import Loader
 from mploader.sources.tf_example import encode_example
 from mploader.sources.tfrecord_write import TFRecordWriter
 
 Progress = Callable[[int, int], None]
-"""Called in the thread of `synthesize` for each picture as it arrives: (how many so far, of how many)."""
+"""Called in the thread of `synthesize` before each picture is written: (number of this one from 1, of how many)."""
+
+BATCH_SIZE = 8
+"""Pictures in a batch of the loader: few, so that progress is smooth, and enough to hide the cost of a batch."""
 
 _TEMPORARY = re.compile(r"\.(?:\d+\.jpg|train-.*\.(?:tfrecord|tar))\.(?P<pid>\d+)\.tmp")
 _DATA_SUFFIXES = (".jpg", ".tfrecord", ".tar")
-# Pipes of this size let a process run a few pictures ahead while this one waits for another: the largest that
-# Linux grants without privilege (/proc/sys/fs/pipe-max-size).
-_PIPE_BYTES = 1 << 20
-_PROGRAM = "from mploader.cli.synthetic_picture import main; main(sys.argv[1:])"
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,7 @@ class SynthReport:
     Attributes:
         files: number of files: pictures or shards.
         samples: number of pictures.
-        bytes: size of all files.
+        bytes: size of all files together.
     """
 
     files: int
@@ -81,52 +77,48 @@ def synthesize(
     classes: int = 10,
     shard_size: int = 256,
     seed: int = 0,
-    num_processes: int | None = None,
+    num_workers: int | None = None,
     progress: Progress | None = None,
 ) -> SynthReport:
     """Writes ``count`` pictures, about 110 kB each, with labels that can be learnt from them.
 
-    A picture is a function of (seed, its number, classes), so equal arguments give equal files, whatever
-    ``num_processes`` is. Files of an earlier run with equal names are replaced. Ctrl-C and SIGTERM (where the
-    program does not handle it itself) leave complete files only; what a killed run left the next one removes.
+    A picture is a function of (seed, its number, classes), so equal arguments give equal files, for any
+    ``num_workers``. Files of an earlier run with equal names are replaced. Ctrl-C and SIGTERM (where the program does
+    not handle it itself) leave complete files only. The next run removes what a killed run left.
 
     Args:
-        directory: where to write; made if it is missing. It may hold no pictures or shards but those of this
+        directory: where to write; made if it is missing. It may hold no pictures or shards except those of this
             run, since a loader would read both.
         format: "folder", "tfrecord" or "tar"; the layouts are shown at the top of this module.
         count: number of pictures, at least 1.
         classes: number of classes, at least 1 and at most ``count``. Picture i is of class i % classes.
         shard_size: pictures in a shard, at least 1; the last shard may have fewer. Not used for "folder".
         seed: any integer >= 0.
-        num_processes: how many processes draw; None: as many as the CPUs that this process may use.
-        progress: called for each picture as ``progress(done, count)``. What it raises ends the run.
+        num_workers: processes that draw. None: as many as the CPUs that this process may use.
+        progress: called for each picture as ``progress(done, count)``. An exception from it ends the run.
 
     Raises:
         ArgumentError: an argument is out of range, or the directory holds other data.
-        ResourceError: the directory cannot be written, or no process be started.
-        WorkerError: a drawing process ended; the message holds what it printed.
+        ResourceError: the directory cannot be written, or the machine does not grant processes or memory.
+        WorkerError: no worker can be kept alive; the message holds what the last one printed.
     """
-    processes = usable_cpus() if num_processes is None else num_processes
-    _check(format, seed, count=count, classes=classes, shard_size=shard_size, num_processes=processes)
+    workers = usable_cpus() if num_workers is None else num_workers
+    _check(format, seed, count=count, classes=classes, shard_size=shard_size, num_workers=workers)
     folder = Path(directory)
     names = _names(format, count, classes, shard_size)
-    processes = min(count, processes)
     written = 0
 
     def counted(samples: Iterator[_Sample]) -> Iterator[_Sample]:
         nonlocal written
-        for written, sample in enumerate(samples, 1):
+        for done, sample in enumerate(samples, 1):
             if progress is not None:
-                progress(written, count)
+                progress(done, count)
             yield sample
+            written = done
 
     try:
         _prepare(folder, names)
-        with (
-            _sigterm_unwinds(),
-            _temporaries_removed(folder),
-            _drawn(processes, count, classes, seed) as samples,
-        ):
+        with _sigterm_unwinds(), _temporaries_removed(folder), _drawn(count, classes, seed, workers) as samples:
             _WRITERS[format](folder, names, counted(samples), shard_size)
         return SynthReport(len(names), count, sum((folder / name).stat().st_size for name in names))
     except OSError as error:
@@ -136,16 +128,27 @@ def synthesize(
         ) from error
 
 
+@contextlib.contextmanager
+def _drawn(count: int, classes: int, seed: int, num_workers: int) -> Iterator[Iterator[_Sample]]:
+    """Draws pictures in worker processes and gives them in order. On leaving no worker is left."""
+    batch_size = min(BATCH_SIZE, -(-count // num_workers))  # a few pictures are spread over all workers as well
+    workers = min(num_workers, -(-count // batch_size))
+    with Loader(range(count), Draw(seed, classes), batch_size=batch_size, num_workers=workers) as loader:
+        pictures = (jpeg for batch in loader for jpeg in batch)
+        yield (_Sample(index, label_of(index, classes), jpeg) for index, jpeg in enumerate(pictures))
+
+
 def _check(format: str, seed: int, **numbers: int) -> None:
     if format not in _WRITERS:
-        raise ArgumentError(f"format={format!r}: wanted is one of {', '.join(map(repr, _WRITERS))}")
+        raise ArgumentError(f"format={format!r}: expected one of {', '.join(map(repr, _WRITERS))}")
     for name, value in numbers.items():
         if value < 1:
-            raise ArgumentError(f"{name}={value}: wanted is an integer of at least 1")
+            raise ArgumentError(f"{name}={value}: expected an integer >= 1")
     if seed < 0:
-        raise ArgumentError(f"seed={seed}: wanted is an integer of at least 0")
-    if numbers["classes"] > numbers["count"]:
-        raise ArgumentError(f"{numbers['classes']} classes, {numbers['count']} pictures: some get none")
+        raise ArgumentError(f"seed={seed}: expected an integer >= 0")
+    classes, count = numbers["classes"], numbers["count"]
+    if classes > count:
+        raise ArgumentError(f"classes={classes}, count={count}: expected at least one picture for each class")
 
 
 def _names(format: str, count: int, classes: int, shard_size: int) -> list[str]:
@@ -160,13 +163,13 @@ def _names(format: str, count: int, classes: int, shard_size: int) -> list[str]:
 
 
 def _prepare(folder: Path, names: list[str]) -> None:
-    """Makes the folders, after making sure that they hold no other data."""
+    """Makes the folders, after a check that they hold no other data."""
     expected = set(names)
     for path in itertools.chain(folder.glob("*"), folder.glob("*/*")):
         name = str(path.relative_to(folder))
         if path.suffix in _DATA_SUFFIXES and not path.name.startswith(".") and name not in expected:
             raise ArgumentError(
-                f"{folder} holds {name}, which this run would not write, and a loader would read both. "
+                f"{folder} holds {name}, which this run does not write, and a loader would read both. "
                 "Give an empty folder, or remove the old data."
             )
     for parent in sorted({(folder / name).parent for name in names}):
@@ -210,7 +213,7 @@ _WRITERS = {"folder": _write_folder, "tfrecord": _write_tfrecord, "tar": _write_
 
 @contextlib.contextmanager
 def _appearing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that gets its name once it is complete. What an error leaves, `_temporaries_removed` removes."""
+    """A file that gets its name once it is complete. `_temporaries_removed` removes it after an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
         yield file
@@ -219,7 +222,7 @@ def _appearing(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _temporaries_removed(folder: Path) -> Iterator[None]:
-    """Removes, before and after, the temporary files of this process and of those that are no more."""
+    """Removes, before and after the block, the temporary files of this process and of processes that have ended."""
 
     def remove() -> None:
         for path in itertools.chain(folder.glob(".*.tmp"), folder.glob("*/.*.tmp")):
@@ -235,91 +238,14 @@ def _temporaries_removed(folder: Path) -> Iterator[None]:
 
 
 class _Terminated(BaseException):
-    """SIGTERM has come."""
+    """SIGTERM has arrived."""
 
 
 @contextlib.contextmanager
 def _sigterm_unwinds() -> Iterator[None]:
-    """Lets SIGTERM clean up before it ends the program, unless the program has its own way with it."""
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-
-    def unwind(number: int, frame: object) -> None:
-        raise _Terminated
-
-    signal.signal(signal.SIGTERM, unwind)
+    """Cleans up on SIGTERM before it ends the program, unless the program handles it itself."""
     try:
-        yield
+        with unhandled_raise([signal.SIGTERM], lambda _: _Terminated()):
+            yield
     except _Terminated:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-@contextlib.contextmanager
-def _drawn(processes: int, count: int, classes: int, seed: int) -> Iterator[Iterator[_Sample]]:
-    """Starts the drawing processes and gives their pictures in order; none is left on leaving."""
-    with contextlib.ExitStack() as stack:
-        artists = [
-            stack.enter_context(_Artist(seed, classes, first, count, processes)) for first in range(processes)
-        ]
-        yield (
-            _Sample(index, label_of(index, classes), artists[index % processes].next_picture())
-            for index in range(count)
-        )
-
-
-class _Artist:
-    """One drawing process: pictures ``first``, ``first + step``, ... below ``stop``. A context manager.
-
-    It ends by itself when this process has died, as nobody reads its pipe then, and it leads a session of its
-    own, so that Ctrl-C interrupts this process alone, which then ends it.
-    """
-
-    def __init__(self, seed: int, classes: int, first: int, stop: int, step: int) -> None:
-        command = python_command.command(_PROGRAM, seed, classes, first, stop, step)
-        self._printed = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
-        try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=self._printed,
-                start_new_session=True,
-            )
-        except OSError as error:
-            self._printed.close()
-            raise ResourceError(
-                f"cannot start process {first} of {step} that draw pictures: {error}. Lower num_processes=."
-            ) from error
-        assert self._process.stdout is not None
-        self._pictures = self._process.stdout
-        with contextlib.suppress(PermissionError):  # beyond the user's share of pipe memory: slower, no more
-            fcntl.fcntl(self._pictures, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-
-    def next_picture(self) -> bytes:
-        """Waits for the next picture of this process."""
-        (length,) = LENGTH.unpack(self._read(LENGTH.size))
-        return self._read(length)
-
-    def _read(self, size: int) -> bytes:
-        data = self._pictures.read(size)
-        if len(data) < size:
-            status = self._process.wait()
-            self._printed.seek(0)
-            printed = self._printed.read()[-4096:].decode(errors="replace").strip()
-            ended = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with {status}"
-            raise WorkerError(f"a process that draws pictures {ended} too early. It printed:\n{printed}")
-        return data
-
-    def __enter__(self) -> _Artist:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._pictures.close()
-        self._process.kill()
-        self._process.wait()
-        self._printed.close()

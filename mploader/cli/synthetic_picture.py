@@ -11,9 +11,6 @@ So JPEG spends its bits where it does on photographs, and decoding costs what it
 from a few large noise fields and coloured through tables, so a picture takes some 7 ms to draw and encode.
 
 A class is a shape and a hue: its things are in each of its pictures, among pale ones of any shape and hue.
-
-As a program of its own (`main` with SEED CLASSES START STOP STEP) it writes the pictures START, START + STEP, ...
-below STOP to its standard output, each after its length (four bytes, little-endian).
 """
 
 from __future__ import annotations
@@ -21,8 +18,6 @@ from __future__ import annotations
 import colorsys
 import functools
 import math
-import struct
-import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,9 +27,6 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw
 
 from mploader.sampling.plan import SampleRandom
-
-LENGTH = struct.Struct("<I")
-"""What stands in front of each picture on the standard output of the program: its length in bytes."""
 
 _FIELD_SIDE = 1024
 _MAX_SIDE = 900
@@ -74,11 +66,28 @@ def picture(seed: int, index: int, classes: int) -> Image.Image:
 
 
 def encoded(seed: int, index: int, classes: int) -> bytes:
-    """The picture as JPEG, as :func:`picture` draws it; about 110 kB in the mean."""
+    """Returns :func:`picture` as JPEG; about 110 kB on average."""
     quality = int(SampleRandom(seed)(1, index).integers(92, 99))
     pixels = np.asarray(picture(seed, index, classes))
     data: bytes = simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420")
     return data
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The transform that draws: the number of a picture to its JPEG bytes.
+
+    Attributes:
+        seed: any integer >= 0.
+        classes: how many classes there are.
+    """
+
+    seed: int
+    classes: int
+
+    def __call__(self, index: int) -> bytes:
+        """Returns :func:`encoded` for this number."""
+        return encoded(self.seed, index, self.classes)
 
 
 def _draw(rng: Generator, bank: _Bank, label: int) -> Image.Image:
@@ -140,9 +149,7 @@ def _texture(rng: Generator, bank: _Bank, size: Size, colour: Colour, contrast: 
     return Image.merge("RGB", [noise.point(np.clip(table, 0, 255).round().tolist()) for table in tables])
 
 
-def _put_thing(
-    rng: Generator, bank: _Bank, canvas: Image.Image, colour: Colour, shape: int, extent: float
-) -> None:
+def _put_thing(rng: Generator, bank: _Bank, canvas: Image.Image, colour: Colour, shape: int, extent: float) -> None:
     """Pastes one thing, lit from a side, at a random place inside the canvas."""
     width, height = canvas.size
     side = max(8, int(extent * min(width, height)))
@@ -188,17 +195,3 @@ def _noise(rng: Generator, exponent: float) -> Image.Image:
     spectrum[0, 0] = 0.0
     field = np.fft.irfft2(spectrum, s=(_FIELD_SIDE, _FIELD_SIDE))
     return Image.fromarray(np.clip(128 + 45 / field.std() * field, 0, 255).round().astype(np.uint8))
-
-
-def main(arguments: list[str]) -> None:
-    """Writes pictures to the standard output; see the top of the file. Ends quietly when nobody reads on."""
-    seed, classes, start, stop, step = map(int, arguments)
-    output = sys.stdout.buffer
-    try:
-        for index in range(start, stop, step):
-            data = encoded(seed, index, classes)
-            output.write(LENGTH.pack(len(data)) + data)
-            output.flush()
-    except BrokenPipeError:
-        # The parent has ended. Closing the descriptor here spares the interpreter a second try at exit.
-        sys.stdout = None

@@ -1,4 +1,4 @@
-"""Reads and decodes every sample of some files and lists what is bad: the library behind ``mploader verify``."""
+"""Reads and decodes every sample of some files and lists the bad ones: the library behind ``mploader verify``."""
 
 from __future__ import annotations
 
@@ -20,63 +20,54 @@ from mploader.sources.image_folder import EXTENSIONS
 from mploader.sources.protocols import where_is
 
 BATCH_SIZE = 32
-"""Small, so that progress is told often."""
+"""Small, so that progress is shown often."""
 STALL_TIMEOUT_S = 120.0
 EMPTY = "is empty (0 bytes), perhaps from a copy that was interrupted"
 
-_SHARD_PLACE = re.compile(r"(?P<file>.*), \w+ \d+ at byte (?P<byte>\d+)", re.DOTALL)
-_SIZES = re.compile(r"(, \d+ x \d+)?(, [\d,]+ bytes):")
-"""Of a picture, as the decoders put them before what is wrong with it."""
-_SENTENCE_END = re.compile(r"\.$|\. |; |, perhaps |\n")
-_NUMBER = re.compile(r"\b\d[\d,]*\b(?!-bit)")
-_KIND_CHARACTERS = 120
+_SENTENCE_END = re.compile(r"\.$|\. |; |\n")
+_NUMBER = re.compile(r"\b\d[\d,]*\b(?!-)")  # not in words such as 8-bit
+_SUMMARY_CHARACTERS = 120
 
 Progress = Callable[[int, int], None]
 """Called as samples are checked: (how many so far, how many of them are bad)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that is bad.
+    """A bad sample, or a bad file.
 
     Attributes:
         index: the sample's number in the source; None for a file that cannot be opened at all.
-        file: where it is.
+        file: path or URL of the file; what the source says of the sample where it is in no file.
         byte: where in the file the sample begins; None where it is the whole file.
-        kind: what is wrong in general, the same for all samples with this fault.
         error: what is wrong.
+        summary: the same in one sentence without its numbers, so that samples with the same fault can be counted.
     """
 
-    index: int | None
+    index: int | None = None
     file: str
-    byte: int | None
-    kind: str
+    byte: int | None = None
     error: str
+    summary: str
 
     @classmethod
-    def of(cls, bad: BadSample) -> Finding:
-        """From what the loader says of a sample; its number is one less, see :class:`_AfterGoodOne`."""
-        place = _SHARD_PLACE.fullmatch(bad.where)
-        file, byte = (place["file"], int(place["byte"])) if place else (bad.where, None)
-        error = bad.error.partition(": ")[2].removeprefix(bad.where).removeprefix(":").strip()
-        return cls(bad.index - 1, file, byte, kind_of(error), error)
+    def of_sample(cls, source: Source, bad: BadSample) -> Finding:
+        """From a bad sample of the loader, whose source is an :class:`_AfterGoodOne`."""
+        index = bad.index - 1
+        where = where_is(source, index)
+        _, _, message = bad.error.partition(": ")
+        error = message.removeprefix(where).removeprefix(":").strip()
+        file = str(where) if where.file is None else where.file
+        return cls(index=index, file=file, byte=where.byte, error=error, summary=summary_of(error))
 
     @classmethod
-    def of_file(cls, file: str, error: SourceError) -> Finding:
-        """From what a source says of a file that it cannot open."""
-        return cls._of_text(file, EMPTY if _is_empty(file) else str(error).replace(f"{file} ", "", 1))
-
-    @classmethod
-    def of_empty(cls, file: str) -> Finding:
-        """Of a shard without a byte, which a source counts as one of no samples."""
-        return cls._of_text(file, EMPTY)
-
-    @classmethod
-    def _of_text(cls, file: str, text: str) -> Finding:
-        return cls(None, file, None, kind_of(text), text)
+    def of_file(cls, file: str, error: SourceError | None) -> Finding:
+        """From the error of a source that cannot open a file; None for a shard of 0 bytes, which can be opened."""
+        text = EMPTY if error is None or _is_empty(file) else str(error).replace(f"{file} ", "", 1)
+        return cls(file=file, error=text, summary=summary_of(text))
 
     def __str__(self) -> str:
-        """The place and what is wrong there, in one line."""
+        """One line: the file, the byte, the sample and what is wrong."""
         byte = "" if self.byte is None else f", byte {self.byte:,}"
         sample = "" if self.index is None else f", sample {self.index:,}"
         return one_line(f"{self.file}{byte}{sample}: {' '.join(self.error.split())}")
@@ -84,11 +75,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was found.
+    """The results of a check.
 
     Attributes:
         samples: how many were checked.
-        findings: what is bad, in the order of the files.
+        findings: bad samples and bad files, in the order of the files.
         seconds: how long it took.
     """
 
@@ -101,25 +92,25 @@ class VerifyReport:
         """Whether nothing is bad."""
         return not self.findings
 
-    def kinds(self) -> dict[str, int]:
-        """How many findings there are of each kind, the most frequent first."""
-        return dict(Counter(finding.kind for finding in self.findings).most_common())
+    def summary(self) -> dict[str, int]:
+        """How many findings have each summary, the most frequent first."""
+        return dict(Counter(finding.summary for finding in self.findings).most_common())
 
 
 @dataclass(frozen=True)
 class Decode:
-    """The check of one sample, a transform: decodes the pictures in it.
+    """A transform that checks one sample: decodes the pictures in it.
 
-    These are the bytes of a sample of an image folder, and in a dict those whose name is a picture's file ending
-    ("jpg", "seg.png", as in tar shards) or ends with "encoded" ("image/encoded", as in TFRecord). Anything else need
-    only be readable.
+    Pictures are the bytes of a sample of an image folder, and in a dict the values whose name is the file ending of a
+    picture ("jpg", "seg.png", as in tar shards) or ends with "encoded" ("image/encoded", as in TFRecord). Of everything
+    else it is only checked that it can be read.
     """
 
     def __call__(self, sample: Any) -> int:
         """Returns how many pictures were decoded.
 
         Raises:
-            SampleError: one cannot be.
+            SampleError: a picture cannot be decoded.
         """
         pictures = [data for data in _pictures(sample) if isinstance(data, bytes)]
         for data in pictures:
@@ -138,12 +129,12 @@ def verify(
 
     Args:
         sources: what to read.
-        check: a transform that raises on what is bad; None: :class:`Decode`.
-        num_workers: processes; None: as many as CPUs.
-        progress: told of each batch.
+        check: a transform that raises on a bad sample; None: :class:`Decode`.
+        num_workers: processes. None: as many as CPUs that this process may use.
+        progress: called after each batch.
 
     Raises:
-        LoaderError: the machine or the storage fails, which says nothing about the data.
+        LoaderError: the machine or the storage fails. This says nothing about the data.
     """
     started_s = time.monotonic()
     samples, findings = 0, list[Finding]()
@@ -156,22 +147,22 @@ def verify(
             num_workers=num_workers,
             stall_timeout=STALL_TIMEOUT_S,
         ) as loader:
-            for position, _ in enumerate(loader, 1):
+            for batches, _ in enumerate(loader, 1):
                 if progress is not None:
-                    done = min(position * BATCH_SIZE - 1, len(source))
+                    done = min(batches * BATCH_SIZE - 1, len(source))
                     progress(samples + done, len(findings) + loader.statistics().bad_samples)
-            findings += map(Finding.of, loader.bad_samples())
+            findings += [Finding.of_sample(source, bad) for bad in loader.bad_samples()]
         samples += len(source)
     return VerifyReport(samples, tuple(findings), time.monotonic() - started_s)
 
 
 def open_all(paths: Sequence[str]) -> tuple[list[Source], list[Finding]]:
-    """Opens what lies at some paths; shards that cannot be opened are findings, and the others are opened without them.
+    """Opens the data at some paths without the shards that cannot be opened, which are findings.
 
-    So are shards without a byte: a writer makes one that gets no sample, and an interrupted copy leaves one behind.
+    Shards of 0 bytes are findings, too: an interrupted copy leaves one behind.
 
     Raises:
-        SourceError: nothing at all can be opened, or it is no data that mploader reads.
+        SourceError: nothing can be opened, or the data is of no format that mploader reads.
     """
     sources, findings = list[Source](), list[Finding]()
     for path in paths:
@@ -183,26 +174,26 @@ def open_all(paths: Sequence[str]) -> tuple[list[Source], list[Finding]]:
         if opened is not None:
             sources.append(opened)
         if isinstance(opened, (TFRecordShards, TarShards)):
-            findings += map(Finding.of_empty, opened.empty_shards())
+            findings += [Finding.of_file(file, None) for file in opened.empty_shards()]
     return sources, findings
 
 
 def one_line(text: str) -> str:
-    """A text for a line of its own: characters that cannot be printed, such as a line's end, are escaped."""
+    """The text in one line: characters that cannot be printed, such as the end of a line, are escaped."""
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
-def kind_of(error: str) -> str:
-    """What is wrong in general: the first sentence of a message, without sizes and with its numbers left out."""
-    first = _SENTENCE_END.split(_SIZES.sub(":", error.strip(), count=1), maxsplit=1)[0]
-    return _NUMBER.sub("#", first)[:_KIND_CHARACTERS]
+def summary_of(error: str) -> str:
+    """The first sentence of a message with # for its numbers, at most 120 characters."""
+    first = _SENTENCE_END.split(error.strip(), maxsplit=1)[0]
+    return _NUMBER.sub("#", first)[:_SUMMARY_CHARACTERS]
 
 
 class _AfterGoodOne:
-    """A source with a good sample in front: a loader learns from it what its elements look like, however bad the rest.
+    """A source with a good sample in front, from which a loader learns its spec even if all others are bad.
 
     Args:
-        source: whose sample ``n`` is sample ``n + 1`` here.
+        source: its sample ``n`` is sample ``n + 1`` here.
     """
 
     def __init__(self, source: Source) -> None:

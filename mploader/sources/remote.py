@@ -4,7 +4,7 @@ A read in random order is one request for exactly its bytes. A shard that is rea
 `mploader.ShardShuffle`, is read ahead in growing blocks, so that one request serves many samples.
 
 A request that fails for a moment (a time-out, a lost connection, a short answer, an overloaded server) is tried four
-times, and then raised as a `RetriedError`, which is an `OSError` of a broken storage: a worker does not try it again, and
+times, and then raised as a `RetriedError`, an `OSError` of a broken storage: a worker does not try it again, and
 ends the iteration without dropping a sample for it.
 """
 

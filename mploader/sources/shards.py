@@ -171,7 +171,7 @@ class Shards:
         """Shard, number within the shard and first byte of a sample."""
         position = checked_index(index, len(self))
         shard, start, _ = self._locate(position)
-        path = self._paths[shard]
+        path, start = self._paths[shard], int(start)
         return Location(f"{path}, {self._unit} {position - self._starts[shard]} at byte {start}", path, start)
 
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""Faults on purpose: in workers, and in a source."""
+"""Injects faults into workers, and into a source."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from mploader.errors import ArgumentError
 def faults(*texts: str) -> Iterator[None]:
     """Injects faults into the workers that are started inside the block, of loaders that are made there.
 
-    Workers read the variable when they start: a worker that is replaced inside the block has the faults too.
+    Workers read the variable when they start, so a worker that is replaced inside the block has the faults too.
 
     Args:
-        texts: as the package's docstring says, such as "mid decode:3:KILL".
+        texts: faults, such as "mid decode:3:KILL"; see the docstring of :mod:`mploader.testing`.
 
     Raises:
-        ArgumentError: a text does not name a fault.
+        ArgumentError: a text is not a fault.
     """
     for text in texts:
         try:
@@ -44,10 +44,10 @@ class FlakySource:
     """A source that fails with an ``OSError`` the first few times that a sample is read, in each worker.
 
     Args:
-        samples: what it gives otherwise, any sequence.
-        failures: how often each of the ``bad`` samples fails first.
+        samples: any sequence; what the source gives otherwise.
+        failures: how many times each of the ``bad`` samples fails first.
         bad: indices of samples that fail; None: all.
-        code: the error's ``errno``. EIO and others that tell of the machine are tried again, ENOENT is not.
+        code: the error's ``errno``. Reading is retried for errors of the machine such as EIO, not for ENOENT.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class FlakySource:
         return len(self._samples)
 
     def __getitem__(self, index: int) -> Any:
-        """Returns a sample, or fails."""
+        """Returns a sample, or raises the ``OSError``."""
         if (self._bad is None or index in self._bad) and self._failed.get(index, 0) < self._failures:
             self._failed[index] = self._failed.get(index, 0) + 1
             raise OSError(self._code, os.strerror(self._code), self.where(index))

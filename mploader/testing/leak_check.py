@@ -1,4 +1,4 @@
-"""What a process and those that it has started hold of the machine."""
+"""Counts the processes, memory, descriptors and threads that a process and its descendants hold, to find leaks."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ import threading
 import time
 from dataclasses import dataclass
 
+import psutil
+
 _MEMORY = "/memfd:mploader"
 _ENDING = "mploader-ending"
-"""The thread of ``mploader.tfdata.exit_guard``, where TensorFlow is imported, as it is not here."""
+"""Name of the thread of ``mploader.tfdata.exit_guard``, which is not imported here because it imports TensorFlow."""
 _POLL_S = 0.02
 
 
 @dataclass(frozen=True)
 class Census:
-    """What this process and those that it started hold of the machine at one moment. Linux only.
+    """What this process and its descendants hold at one moment. Linux only.
 
     Attributes:
         token: see :meth:`take`.
         processes: (process id, command) of the descendants of this process and of those that have the token.
-        zombies: process ids of children that ended and were not collected.
+        zombies: process ids of children that ended and were not waited for.
         memory: (process id, inode) of each shared file of mploader that a process has open or mapped.
         descriptors: (number, what it refers to) of this process.
-        threads: (identity, name) of this process's Python threads. Those are not counted that stay for ever once there
-            was a dataset: TensorFlow's pools, and the one that ends its iterators when the program does.
+        threads: (identity, name) of this process's Python threads, without those that stay for the life of the process
+            once a dataset was made: TensorFlow's pools, and the thread that ends its iterators at exit.
         shared: names in /dev/shm.
     """
 
@@ -44,17 +46,11 @@ class Census:
         """Counts now.
 
         Args:
-            token: an entry of the environment, as "NAME=value". Set before a loader is made, it finds the loader's
-                processes also when they are orphans, which are nobody's descendants. None: descendants only.
+            token: an entry of the environment, as "NAME=value". If it is set before a loader is made, the loader's
+                processes are found even as orphans, which are not descendants any more. None: descendants only.
         """
-        own, alive, zombies = os.getpid(), {}, set()
-        parents = _parents()
-        for pid, (parent, state) in parents.items():
-            if state in "ZX":
-                if parent == own:
-                    zombies.add(pid)
-            elif pid != own and (_descends(pid, own, parents) or (token and _has_token(pid, token))):
-                alive[pid] = _command(pid)
+        own = os.getpid()
+        alive, zombies = _processes(token)
         return cls(
             token,
             frozenset(alive.items()),
@@ -64,14 +60,14 @@ class Census:
             frozenset(
                 (thread.ident or 0, thread.name)
                 for thread in threading.enumerate()
-                if not isinstance(thread, threading._DummyThread)  # a library's, that has called Python once
+                if not isinstance(thread, threading._DummyThread)  # of a library that called Python once
                 and thread.name != _ENDING
             ),
             frozenset(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else frozenset(),
         )
 
     def difference(self, other: Census) -> list[str]:
-        """Says what is here and was not in an ``other``, earlier census: one line each, for people."""
+        """Returns what is in this census and not in an earlier one: one line of text each."""
         return [
             *(f"process {pid} is left: {command}" for pid, command in sorted(self.processes - other.processes)),
             *(f"process {pid} is a zombie" for pid in sorted(self.zombies - other.zombies)),
@@ -84,13 +80,13 @@ class Census:
         ]  # fmt: skip
 
     def settle(self, timeout_s: float = 2.0) -> list[str]:
-        """Waits until nothing is there that was not in this census.
+        """Waits until nothing is left that was not in this census.
 
-        Collects garbage first, so that only what somebody still refers to is held against a loader. Names in /dev/shm,
-        where other programs come and go, count only if they stay all the time.
+        Collects garbage first, so that only objects that are still referred to count as leaks. Names in /dev/shm, which
+        other programs create and remove, count only if they stay for the whole time.
 
         Returns:
-            What is left after ``timeout_s`` seconds, as :meth:`difference` says it.
+            What is left after ``timeout_s`` seconds, as the lines of :meth:`difference`.
         """
         gc.collect()
         deadline_s = time.monotonic() + timeout_s
@@ -105,43 +101,33 @@ class Census:
         return []
 
 
-def _parents() -> dict[int, tuple[int, str]]:
-    """The parent and the state of every process."""
-    found = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
-                # The command may hold anything, so the fields are counted from its closing parenthesis.
-                state, parent = file.read().rpartition(b")")[2].split()[:2]
-                found[int(name)] = int(parent), state.decode()
-    return found
+def _processes(token: str | None) -> tuple[dict[int, str], set[int]]:
+    """The commands of the descendants of this process and of those with the token; the pids of its zombies."""
+    own = psutil.Process()
+    descendants = own.children(recursive=True)
+    with_token = [] if token is None else [one for one in psutil.process_iter() if _has_token(one, token)]
+    alive, zombies = dict[int, str](), set[int]()
+    for process in {*descendants, *with_token} - {own}:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+                alive[process.pid] = " ".join(process.cmdline())[:500]
+            elif process.ppid() == own.pid:
+                zombies.add(process.pid)
+    return alive, zombies
 
 
-def _descends(pid: int, ancestor: int, parents: dict[int, tuple[int, str]]) -> bool:
-    while pid in parents:
-        pid = parents[pid][0]
-        if pid == ancestor:
-            return True
+def _has_token(process: psutil.Process, token: str) -> bool:
+    name, _, value = token.partition("=")
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+        return process.environ().get(name) == value
     return False
-
-
-def _has_token(pid: int, token: str) -> bool:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
-        return token.encode() in file.read().split(b"\0")
-    return False
-
-
-def _command(pid: int) -> str:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
-        return file.read(500).replace(b"\0", b" ").decode(errors="replace").strip()
-    return ""
 
 
 def _descriptors(pid: int) -> dict[int, str]:
     found = {}
     with contextlib.suppress(OSError):
         for name in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(OSError):  # the one that the listing itself has used
+            with contextlib.suppress(OSError):  # the descriptor of the listing itself is closed
                 found[int(name)] = os.readlink(f"/proc/{pid}/fd/{name}")
     return found
 

@@ -24,6 +24,7 @@ from mploader.cli.demo_samples import Augment, count_classes, picture_and_label,
 from mploader.cli.main import main
 from mploader.cli.synthetic_data import synthesize
 from mploader.sources import ImageFolder, TarShards, TFRecordShards
+from tests.http_storage import serve
 
 ROOT = Path(__file__).parents[2]
 COUNT = 48
@@ -112,6 +113,16 @@ def test_index_counts_shards_records_and_bytes(
     assert (tmp_path / f"{format}.mpl-index").exists()
 
 
+def test_index_reads_shards_over_http(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    size = synthesize(tmp_path / "data", format="tar", count=4, shard_size=2, classes=2).bytes
+    with serve(tmp_path / "data") as storage:
+        assert main(["index", f"{storage.url}/train-{{000000,000001}}.tar"]) == 0
+    assert capsys.readouterr().out.startswith(f"2 tar shards, 4 samples, {size:,} bytes")
+
+
 def test_index_refuses_a_shard_that_was_cut_until_told_to_rebuild(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,7 +138,7 @@ def test_index_refuses_a_shard_that_was_cut_until_told_to_rebuild(
     assert "has been cut" in refused.err
     assert "mploader index --rebuild" in refused.err
     assert main(["index", "--rebuild", str(shard)]) == 0
-    assert capsys.readouterr().out.startswith("1 TFRecord shards, 2 records")
+    assert capsys.readouterr().out.startswith("1 TFRecord shard, 2 records")
 
 
 @pytest.mark.parametrize("format", ["tfrecord", "tar"])
@@ -162,7 +173,7 @@ def test_a_damaged_shard_that_is_gone_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("formats", "message"),
     [
-        (["folder"], "only shards have an index"),
+        (["folder"], "expected TFRecord or tar shards"),
         (["tar", "tfrecord/*.tfrecord"], "one kind at a time"),
         (["nothing"], "no file matches"),
     ],
@@ -244,7 +255,7 @@ def test_the_demo_refuses_a_label_beyond_the_classes_that_it_found(data: Path) -
     sample = ImageFolder(data / "folder")[COUNT - 1]
     picture, label = Augment(32, classes=4)(sample, np.random.default_rng(0))
     assert (picture.shape, picture.dtype, label) == ((32, 32, 3), np.uint8, 3)
-    with pytest.raises(SampleError, match="the label is 3, and the demo has found labels below 3"):
+    with pytest.raises(SampleError, match="the label is 3: expected one below 3"):
         Augment(32, classes=3)(sample, np.random.default_rng(0))
 
 
@@ -281,7 +292,7 @@ def test_demo_replaces_what_cannot_be_read_and_names_it(tmp_path: Path, command:
     out, err = finished(command("demo", "--data", str(shard), "--size", "64"))
     assert err == ""
     assert out.count(f"replaced: {shard}, sample 0 at byte 0: SampleError: ") == 1  # though it is bad in two epochs
-    assert "1 sample could not be read" in out
+    assert "replaced because they are bad: 1 sample" in out
     assert "process: 31 pictures in" in out
     check_table(out)
     assert files_below(tmp_path) == before
@@ -374,12 +385,12 @@ def check_table(out: str) -> None:
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
     titles = (
         "images/s", "training waited for data", "CPU of the trainer, cores", "CPU of the workers, cores",
-        "slots lent, at most", "batches copied", "workers restarted", "accuracy",
+        "slots borrowed, at most", "batches copied", "workers restarted", "accuracy",
     )  # fmt: skip
     assert [row[0].partition(" (")[0] for row in rows] == list(titles)
     figures = {row[0].partition(" (")[0]: row[1:] for row in rows}
     assert all(re.fullmatch(r"[\d,]+", figure) for figure in figures["images/s"])
     assert all(re.fullmatch(r"\d+%", figure) for figure in figures["training waited for data"])
-    assert all(re.fullmatch(r"\d+ of \d+", figure) for figure in figures["slots lent, at most"][:2])
+    assert all(re.fullmatch(r"\d+ of \d+", figure) for figure in figures["slots borrowed, at most"][:2])
     assert figures["workers restarted"] == ["0", "0", "-"]
-    assert re.search(r"Epoch 2 ran [\d.]+ times as fast", out)
+    assert re.search(r"Epoch 2 was [\d.]+ times as fast", out)

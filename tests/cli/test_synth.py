@@ -1,8 +1,8 @@
-"""Synthetic photographs: read by the sources, the same for any number of processes, clean ends."""
+"""Synthetic photographs: read by the sources, the same for any number of workers, clean ends."""
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -21,10 +21,11 @@ from PIL import Image
 from mploader.cli import synthetic_data
 from mploader.cli.synthetic_data import SynthReport, synthesize
 from mploader.cli.synthetic_picture import encoded, label_of, picture
-from mploader.errors import ArgumentError, ResourceError, WorkerError
+from mploader.errors import ArgumentError, LoaderError, ResourceError
 from mploader.sources.image_folder import ImageFolder
 from mploader.sources.tar import TarShards
 from mploader.sources.tfrecord import TFRecordShards
+from mploader.testing import faults
 
 
 def files_of(directory: Path) -> dict[str, str]:
@@ -36,35 +37,13 @@ def files_of(directory: Path) -> dict[str, str]:
     }
 
 
-class DrawnHere:
-    """In the place of a process that draws pictures."""
-
-    def __init__(self, seed: int, classes: int, first: int, stop: int, step: int) -> None:
-        self._pictures = (encoded(seed, index, classes) for index in range(first, stop, step))
-
-    def next_picture(self) -> bytes:
-        return next(self._pictures)
-
-    def __enter__(self) -> DrawnHere:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def drawn_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No process is started to draw pictures."""
-    monkeypatch.setattr(synthetic_data, "_Artist", DrawnHere)
-
-
 @pytest.mark.parametrize("format", ["folder", "tfrecord", "tar"])
-def test_files_do_not_depend_on_the_number_of_processes(tmp_path: Path, format: str) -> None:
+def test_files_do_not_depend_on_the_number_of_workers(tmp_path: Path, format: str) -> None:
     written = []
-    for num_processes in (1, 3):
-        directory = tmp_path / str(num_processes)
+    for num_workers in (1, 3):
+        directory = tmp_path / str(num_workers)
         report = synthesize(
-            directory, format=format, count=7, classes=3, shard_size=3, seed=4, num_processes=num_processes
+            directory, format=format, count=7, classes=3, shard_size=3, seed=4, num_workers=num_workers
         )
         written.append(files_of(directory))
         size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
@@ -72,7 +51,7 @@ def test_files_do_not_depend_on_the_number_of_processes(tmp_path: Path, format: 
     assert written[0] == written[1]
 
 
-@pytest.mark.usefixtures("drawn_here")
+@pytest.mark.usefixtures("workers_in_threads")
 def test_an_image_folder_holds_the_pictures_by_class(tmp_path: Path) -> None:
     synthesize(tmp_path, count=5, classes=2, seed=1)
     assert list(files_of(tmp_path)) == [
@@ -85,7 +64,7 @@ def test_an_image_folder_holds_the_pictures_by_class(tmp_path: Path) -> None:
     assert samples == [(encoded(1, index, 2), index % 2) for index in (0, 2, 4, 1, 3)]
 
 
-@pytest.mark.usefixtures("drawn_here")
+@pytest.mark.usefixtures("workers_in_threads")
 def test_tfrecord_shards_hold_examples_named_as_in_imagenet(tmp_path: Path) -> None:
     synthesize(tmp_path, format="tfrecord", count=5, classes=2, shard_size=2, seed=1)
     assert list(files_of(tmp_path)) == [f"train-{shard:05d}-of-00003.tfrecord" for shard in range(3)]
@@ -98,7 +77,7 @@ def test_tfrecord_shards_hold_examples_named_as_in_imagenet(tmp_path: Path) -> N
         assert sample["image/filename"] == b"%06d.jpg" % index
 
 
-@pytest.mark.usefixtures("drawn_here")
+@pytest.mark.usefixtures("workers_in_threads")
 def test_tar_shards_hold_pictures_and_labels_under_one_stem(tmp_path: Path) -> None:
     synthesize(tmp_path, format="tar", count=5, classes=2, shard_size=4, seed=1)
     assert list(files_of(tmp_path)) == ["train-000000.tar", "train-000001.tar"]
@@ -110,11 +89,11 @@ def test_tar_shards_hold_pictures_and_labels_under_one_stem(tmp_path: Path) -> N
         assert sample == {"jpg": encoded(1, index, 2), "cls": b"%d" % (index % 2)}
 
 
-@pytest.mark.usefixtures("drawn_here")
+@pytest.mark.usefixtures("workers_in_threads")
 def test_progress_counts_every_picture(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     synthesize(
-        tmp_path, format="tar", count=4, classes=2, shard_size=2, num_processes=2,
+        tmp_path, format="tar", count=4, classes=2, shard_size=2, num_workers=2,
         progress=lambda done, count: seen.append((done, count)),
     )  # fmt: skip
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -179,26 +158,21 @@ def test_an_interrupted_run_leaves_complete_files_and_no_process(
             raise KeyboardInterrupt
 
     arguments: dict[str, Any] = {
-        "format": format, "count": 9, "classes": 2, "shard_size": 3, "num_processes": 2,
+        "format": format, "count": 9, "classes": 2, "shard_size": 3, "num_workers": 2,
     }  # fmt: skip
     with pytest.raises(KeyboardInterrupt):
         synthesize(tmp_path, **arguments, progress=interrupt)
     interrupted = files_of(tmp_path)
     assert list(interrupted) == complete
-    assert drawing_children() == []
+    assert children() == []
     synthesize(tmp_path, **arguments)
     again = files_of(tmp_path)
     assert len(again) == (9 if format == "folder" else 3)
     assert {name: again[name] for name in complete} == interrupted
 
 
-def drawing_children() -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since it was listed
-            if "mploader.cli.synthetic_picture" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
+def children() -> list[psutil.Process]:
+    return psutil.Process().children()
 
 
 SCRIPT = """
@@ -236,33 +210,85 @@ def test_modules_in_the_current_folder_are_not_taken_for_those_of_python(
     synthesize(tmp_path / "data", format="tar", count=1, classes=1)
 
 
-@pytest.mark.usefixtures("drawn_here")
+@pytest.mark.usefixtures("workers_in_threads")
 def test_what_a_killed_run_left_is_removed_and_what_a_live_one_writes_is_not(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     (tmp_path / f".train-00000-of-00001.tfrecord.{ended.pid}.tmp").write_bytes(b"half")
     (tmp_path / f".train-000000.tar.{os.getppid()}.tmp").write_bytes(b"being written")
-    (tmp_path / ".mine.tmp").write_bytes(b"of somebody else")
+    (tmp_path / ".mine.tmp").write_bytes(b"of another program")
     synthesize(tmp_path, format="tar", count=1, classes=1)
     live = f".train-000000.tar.{os.getppid()}.tmp"
     assert list(files_of(tmp_path)) == [".mine.tmp", live, "train-000000.tar"]
 
 
-def test_a_drawing_process_that_dies_is_an_error_that_says_how(tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_changes_no_file(tmp_path: Path) -> None:
     def kill(done: int, count: int) -> None:
-        for child in drawing_children():
-            with contextlib.suppress(psutil.NoSuchProcess):
+        if done == 3:
+            for child in children():
                 child.kill()
 
-    with pytest.raises(WorkerError, match="killed by SIGKILL"):
-        # So many pictures that no pipe holds all that remain.
-        synthesize(tmp_path, format="tar", count=200, classes=2, num_processes=1, progress=kill)
+    for name, progress in (("killed", kill), ("whole", None)):
+        synthesize(tmp_path / name, format="tar", count=40, classes=2, num_workers=1, progress=progress)
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+
+
+@pytest.mark.processes
+def test_workers_that_cannot_be_kept_alive_are_an_error_and_leave_no_file(tmp_path: Path) -> None:
+    with faults("mid decode:*:KILL:*"), pytest.raises(LoaderError, match="SIGKILL"):
+        synthesize(tmp_path, format="tar", count=9, classes=2, num_workers=1)
     assert files_of(tmp_path) == {}
+    assert children() == []
 
 
-@pytest.mark.usefixtures("drawn_here")
+def test_a_disk_that_is_full_is_an_error_and_leaves_complete_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.FileIO):
+        """A file on a disk with room for one picture."""
+
+        def write(self, data: Any) -> int:
+            if "000002" in str(self.name):
+                super().write(data[:100])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data)
+
+    monkeypatch.setattr(synthetic_data, "open", Full, raising=False)
+    with pytest.raises(ResourceError, match=r"after 2 of 6 pictures: .*No space left"):
+        synthesize(tmp_path, count=6, classes=2, num_workers=1)
+    assert list(files_of(tmp_path)) == ["class_00/000000.jpg", "class_01/000001.jpg"]
+    assert children() == []
+
+
+# SHA-256, shortened, of (name, zero byte, content) of all files. `not_drawn` stands for pictures: encoders change.
+GOLDEN: list[tuple[dict[str, Any], str]] = [
+    ({"format": "folder", "count": 7, "classes": 3}, "89f3ba83c052034f"),
+    ({"format": "tfrecord", "count": 7, "classes": 3, "shard_size": 3}, "9f91e5de18b8f4fe"),
+    ({"format": "tar", "count": 70, "classes": 12, "shard_size": 32}, "e11711447c16e795"),
+]
+
+
+def not_drawn(index: int) -> bytes:
+    return b"picture %d" % index * (index + 1)
+
+
+@pytest.mark.parametrize(("arguments", "golden"), GOLDEN, ids=["folder", "tfrecord", "tar"])
+@pytest.mark.usefixtures("workers_in_threads")
+def test_equal_arguments_give_the_files_that_were_recorded(
+    arguments: dict[str, Any], golden: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic_data, "Draw", lambda seed, classes: not_drawn)
+    synthesize(tmp_path, **arguments)
+    content = hashlib.sha256()
+    for path in sorted(tmp_path.rglob("*")):
+        if path.is_file():
+            content.update(str(path.relative_to(tmp_path)).encode() + b"\0" + path.read_bytes())
+    assert content.hexdigest()[:16] == golden
+
+
+@pytest.mark.usefixtures("workers_in_threads")
 def test_a_folder_with_other_data_is_refused(tmp_path: Path) -> None:
-    synthesize(tmp_path, format="tar", count=2, classes=1, shard_size=1, num_processes=1)
+    synthesize(tmp_path, format="tar", count=2, classes=1, shard_size=1, num_workers=1)
     with pytest.raises(ArgumentError, match=r"train-000001.tar"):
         synthesize(tmp_path, format="tar", count=2, classes=1, shard_size=2)
     with pytest.raises(ArgumentError, match="train-00000"):
@@ -279,16 +305,16 @@ def test_a_folder_that_cannot_be_made_is_a_resource_error(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"format": "zip"}, "wanted is one of 'folder', 'tfrecord', 'tar'"),
+        ({"format": "zip"}, "format='zip': expected one of 'folder', 'tfrecord', 'tar'"),
         ({"count": 0}, "count=0"),
         ({"classes": 0}, "classes=0"),
-        ({"count": 3, "classes": 4}, "4 classes, 3 pictures"),
+        ({"count": 3, "classes": 4}, "classes=4, count=3"),
         ({"shard_size": 0}, "shard_size=0"),
         ({"seed": -1}, "seed=-1"),
-        ({"num_processes": 0}, "num_processes=0"),
+        ({"num_workers": 0}, "num_workers=0"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+def test_an_invalid_argument_is_refused(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         synthesize(tmp_path / "data", **arguments)
     assert not (tmp_path / "data").exists()

@@ -29,7 +29,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same good pictures in each format."""
     directory = tmp_path_factory.mktemp("data")
     for format in ("folder", "tfrecord", "tar"):
-        synthesize(directory / format, format=format, count=COUNT, classes=2, shard_size=PER_SHARD, num_processes=1)
+        synthesize(directory / format, format=format, count=COUNT, classes=2, shard_size=PER_SHARD, num_workers=1)
     return directory
 
 
@@ -42,7 +42,7 @@ def data(whole: Path, tmp_path: Path) -> Path:
 def verify(capsys: pytest.CaptureFixture[str], path: Path, *options: str, status: int) -> dict[str, Any]:
     assert main(["verify", str(path), "--workers", "2", "--json", *options]) == status
     facts: dict[str, Any] = json.loads(capsys.readouterr().out)
-    assert facts["bad"] == len(facts["findings"]) == sum(facts["kinds"].values())
+    assert facts["bad"] == len(facts["findings"]) == sum(facts["summary"].values())
     return facts
 
 
@@ -70,7 +70,7 @@ def test_an_image_folder(data: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [finding["file"] for finding in facts["findings"]] == [str(files[at]) for at in (2, 5, 7)]
     assert [finding["index"] for finding in facts["findings"]] == [COUNT // 2 + at for at in (2, 5, 7)]
     assert "truncated" in first["error"]
-    assert empty["kind"] == "is empty (# bytes)"
+    assert empty["summary"].startswith("is empty (# bytes)")
     assert "no image that mploader reads: EPS" in foreign["error"]
 
 
@@ -82,8 +82,8 @@ def test_the_same_for_any_number_of_workers_and_if_all_is_bad(data: Path, capsys
     assert [report.pop("seconds") >= 0 for report in reports] == [True, True]
     assert reports[0] == reports[1]
     assert reports[0]["bad"] == COUNT
-    (kind,) = reports[0]["kinds"]
-    assert kind == "8-bit colour JPEG: truncated, the end-of-image marker is missing"
+    (summary,) = reports[0]["summary"]
+    assert summary == "8-bit colour JPEG, # x #, # bytes: truncated, the end-of-image marker is missing"
 
 
 def test_tfrecord_shards(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +95,7 @@ def test_tfrecord_shards(data: Path, capsys: pytest.CaptureFixture[str]) -> None
     facts = verify(capsys, data / "tfrecord", status=1)
     data_finding, rest_finding = facts["findings"]
     assert (data_finding["index"], data_finding["file"], data_finding["byte"]) == (4, str(shards[0]), starts[0])
-    assert data_finding["kind"] == "the checksum of its # bytes does not fit"
+    assert data_finding["summary"] == "the checksum of its # bytes does not fit"
     assert (rest_finding["file"], rest_finding["byte"]) == (str(shards[1]), starts[1])
     assert "length field" in rest_finding["error"]
     assert facts["samples"] == COUNT - (PER_SHARD - 5), "an unreadable rest counts as one"
@@ -154,9 +154,9 @@ def test_shards_of_which_none_has_a_byte_are_bad(data: Path, capsys: pytest.Capt
         os.truncate(shard, 0)
     facts = verify(capsys, data / "tar", status=1)
     assert [finding["file"] for finding in facts["findings"]] == list(map(str, shards))
-    assert facts["kinds"] == {"is empty (# bytes)": len(shards)}
+    assert facts["summary"] == {"is empty (# bytes), perhaps from a copy that was interrupted": len(shards)}
     facts = verify(capsys, shards[0], status=1)
-    assert (facts["samples"], facts["kinds"]) == (0, {"is empty (# bytes)": 1})
+    assert (facts["samples"], list(facts["summary"].values())) == (0, [1])
 
 
 def test_a_name_with_control_characters_stays_in_its_line(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -186,7 +186,7 @@ def test_what_people_read(data: Path) -> None:
 
 def test_a_check_of_ones_own(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     facts = verify(capsys, whole / "folder", "--transform", "tests.transforms:odd_labels_are_bad", status=1)
-    assert facts["kinds"] == {"label # is odd: so the test says": COUNT // 2}
+    assert facts["summary"] == {"label # is odd: so the test says": COUNT // 2}
 
 
 def test_nothing_there_is_an_error_and_no_option_is_a_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,9 @@
-"""The commands of ``mploader``, one module each, as thin as they can be: the work is done by the library.
+"""The commands of ``mploader``, one thin module each: the library behind each command does the work.
 
 A command is a module with
 
 * ``add_parser(subparsers)``, which describes its command line and calls ``parser.set_defaults(run=run)``;
-* ``run(args) -> int``, which does it and returns the exit status. It raises :class:`mploader.LoaderError` for what
-  goes wrong, prints through :mod:`mploader.cli.console`, and imports there what is heavy: every command is
+* ``run(args) -> int``, which runs the command and returns the exit status. It raises :class:`mploader.LoaderError`,
+  prints through :mod:`mploader.cli.console`, and imports heavy modules itself, because every command module is
   imported to show the help.
 """

@@ -1,4 +1,4 @@
-"""``mploader demo``: trains a small classifier from the loader, and then the plain way, and shows what each cost."""
+"""``mploader demo``: trains a small classifier from a loader and from a plain pipeline, and compares the costs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import argparse
 import contextlib
 import importlib
 import os
-import signal
 import tempfile
-import threading
 from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from mploader.cli import signals
 from mploader.cli.arguments import add_number
 
 if TYPE_CHECKING:
@@ -27,16 +26,16 @@ def add_parser(subparsers: Any) -> None:
     """Describes the command line."""
     parser = subparsers.add_parser(
         "demo",
-        help="train a small classifier and show what feeding it cost",
-        description="Trains a small Keras classifier for two epochs from a loader's as_dataset(), then for one more "
-        "from tf.data.Dataset.from_generator in a single process, and compares. Leaves nothing behind.",
+        help="train a small classifier, and show the costs of feeding it",
+        description="Trains a small Keras classifier for two epochs from a loader's as_dataset(), then for one epoch "
+        "from tf.data.Dataset.from_generator in a single process, and compares them. Leaves no files behind.",
     )
-    parser.add_argument("--data", metavar="PATH", help="image folder, TFRecord or tar shards; none: data are made")
-    add_number(parser, "--samples", 2000, "pictures to make, or at most to use in an epoch")
-    add_number(parser, "--size", 160, "height and width to train on", metavar="PIXELS")
+    parser.add_argument("--data", metavar="PATH", help="image folder, TFRecord or tar shards (default: synthetic data)")
+    add_number(parser, "--samples", 2000, "pictures in an epoch, at most; without --data, pictures to make")
+    add_number(parser, "--size", 160, "height and width of the pictures to train on", metavar="PIXELS")
     add_number(parser, "--batch-size", 32, "pictures in a batch")
-    add_number(parser, "--workers", None, "worker processes; none: one for each CPU")
-    add_number(parser, "--seed", 0, "of data, order and crops", low=0)
+    add_number(parser, "--workers", None, "worker processes (default: one per CPU)")
+    add_number(parser, "--seed", 0, "seed of the data, the order and the crops", low=0)
     parser.set_defaults(run=run)
 
 
@@ -61,32 +60,13 @@ def run(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[str]:
-    """A folder that is removed at the end, to the last file: signals that come meanwhile are handled afterwards."""
+    """A folder that is removed completely at the end: signals that arrive meanwhile are handled afterwards."""
     folder = tempfile.TemporaryDirectory(prefix="mploader-demo-")
     try:
         yield folder.name
     finally:
-        with _signals_held_back():
+        with signals.held_back():
             folder.cleanup()
-
-
-@contextlib.contextmanager
-def _signals_held_back() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals interrupt the main thread alone
-        return
-    came: list[int] = []
-    handlers = {
-        one: signal.signal(one, lambda number, _: came.append(number))
-        for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
-    try:
-        yield
-    finally:
-        for one, handler in handlers.items():
-            signal.signal(one, handler)
-        for number in came:
-            signal.raise_signal(number)
 
 
 def _make_pictures(folder: str, count: int, seed: int) -> None:
@@ -100,8 +80,8 @@ def _make_pictures(folder: str, count: int, seed: int) -> None:
 def _train(
     args: argparse.Namespace, source: Source, classes: int, keras_home: str
 ) -> tuple[list[EpochReport], list[BadSample]]:
-    """Trains for two epochs from the loader and for one the plain way; returns the three reports and what was bad."""
-    from mploader.cli.console import console, progress_bar
+    """Trains two epochs from a loader and one from a plain pipeline; returns their reports and the bad samples."""
+    from mploader.cli.console import console, count_text, progress_bar
     from mploader.cli.demo_samples import Augment
     from mploader.loader.loader import Loader
     from mploader.sampling.plan import Plan
@@ -114,11 +94,10 @@ def _train(
     def train(name: str, dataset: Any, loader: Loader | None = None) -> EpochReport:
         with progress_bar(name, steps) as advance:
             report: EpochReport = training.train_epoch(model, dataset, steps, advance, loader)
-        pictures = "1 picture" if report.images == 1 else f"{report.images:,} pictures"
-        console.print(f"{name}: {pictures} in {report.seconds:.1f} s", soft_wrap=True)
+        console.print(f"{name}: {count_text(report.images, 'picture')} in {report.seconds:.1f} s", soft_wrap=True)
         return report
 
-    # Before TensorFlow, which takes seconds to import: data that cannot be read is told of at once.
+    # Before TensorFlow, which takes seconds to import, so that data that cannot be read is reported at once.
     with console.status("starting workers"):
         opened = Loader(
             source,
@@ -144,7 +123,7 @@ def _train(
 
 
 def _import_training(keras_home: str) -> ModuleType:
-    """Imports TensorFlow and Keras with few messages, and without a configuration file in the user's home."""
+    """Imports TensorFlow and Keras with few messages, and writes no configuration file to the user's home."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ["KERAS_HOME"] = keras_home
@@ -153,7 +132,7 @@ def _import_training(keras_home: str) -> ModuleType:
 
 @contextlib.contextmanager
 def _stderr_kept_back() -> Iterator[None]:
-    """Shows what libraries print to the standard error only if they fail: C++ code asks no one before it logs."""
+    """Shows what libraries print to the standard error only after an error. It captures the output of C++ code, too."""
     with tempfile.TemporaryFile() as kept:
         stderr = os.dup(2)
         os.dup2(kept.fileno(), 2)
@@ -171,10 +150,10 @@ def _stderr_kept_back() -> Iterator[None]:
 def _print_results(reports: list[EpochReport], classes: int, bad: list[BadSample]) -> None:
     from rich.table import Table
 
-    from mploader.cli.console import console
+    from mploader.cli.console import console, count_text
 
     table = Table()
-    for name in ("what an epoch cost", *(f"epoch {number + 1}" for number in range(EPOCHS)), "plain"):
+    for name in ("costs of an epoch", *(f"epoch {number + 1}" for number in range(EPOCHS)), "plain"):
         table.add_column(name, justify="right" if table.columns else "left")
     for row in _rows(reports, classes):
         table.add_row(*row)
@@ -184,21 +163,20 @@ def _print_results(reports: list[EpochReport], classes: int, bad: list[BadSample
     for sample in list(different.values())[:10]:
         console.print(f"replaced: {sample.where}: {sample.error}", soft_wrap=True, markup=False)
     if bad:
-        count = "1 sample" if len(different) == 1 else f"{len(different)} samples"
-        console.print(f"{count} could not be read; others took their places")
+        console.print(f"replaced because they are bad: {count_text(len(different), 'sample')}")
     if reports[-1].images:
         factor = reports[-2].images_per_s / reports[-1].images_per_s
-        console.print(f"Epoch {EPOCHS} ran {factor:.1f} times as fast as the same pictures through the plain pipeline.")
+        console.print(f"Epoch {EPOCHS} was {factor:.1f} times as fast as the plain pipeline with the same pictures.")
 
 
 def _rows(reports: list[EpochReport], classes: int) -> Iterator[list[str]]:
-    """The rows of the table: a title, then one cell for each epoch."""
+    """The rows of the table: a title, and one cell for each epoch."""
     yield ["images/s", *(f"{report.images_per_s:,.0f}" for report in reports)]
     yield ["training waited for data", *(f"{report.waited_s / report.seconds:.0%}" for report in reports)]
     yield ["CPU of the trainer, cores", *(f"{report.trainer_cpu_s / report.seconds:.2f}" for report in reports)]
     uses = [(report.use, report.seconds) for report in reports]
     yield ["CPU of the workers, cores", *(f"{use.workers_cpu_s / s:.2f}" if use else "-" for use, s in uses)]
-    yield ["slots lent, at most", *(f"{use.most_lent} of {use.slots}" if use else "-" for use, _ in uses)]
+    yield ["slots borrowed, at most", *(f"{use.most_borrowed} of {use.slots}" if use else "-" for use, _ in uses)]
     yield ["batches copied", *(f"{use.batches_copied} of {use.batches}" if use else "-" for use, _ in uses)]
     yield ["workers restarted", *(str(use.restarts) if use else "-" for use, _ in uses)]
     yield [f"accuracy (chance: {1 / classes:.1%})", *(f"{report.accuracy:.0%}" for report in reports)]

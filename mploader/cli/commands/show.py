@@ -1,4 +1,4 @@
-"""``mploader show PATH``: draws a few batches with their labels, as the model will see them."""
+"""``mploader show PATH``: draws a few batches with their labels, as the model gets them."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ def add_parser(subparsers: Any) -> None:
     """Describes the command line."""
     parser = subparsers.add_parser(
         "show",
-        help="draw a few batches with their labels",
-        description="Draws a few batches as the model will see them, in a PNG file: pictures in a grid, each with its "
-        "label, a line between batches.",
+        help="draw a few batches with their labels in a PNG file",
+        description="Draws a few batches as the model gets them, in a PNG file: a grid of pictures with their labels, "
+        "with a line between batches.",
     )
     parser.add_argument("path", metavar="PATH", help="an image folder, a folder of shards, a shard or a glob")
-    parser.add_argument("--augment", metavar="MODULE:TRANSFORM", help="(image, rng) -> image; Resize if missing")
-    parser.add_argument("--transform", metavar="MODULE:FUNCTION", help="(sample) or (sample, rng) -> element, instead")
+    parser.add_argument("--augment", metavar="MODULE:TRANSFORM", help="(image, rng) -> image (default: Resize)")
     parser.add_argument(
-        "--output", type=_png, default="batches.png", metavar="FILE", help="where to write, a .png (batches.png)"
+        "--transform", metavar="MODULE:FUNCTION", help="(sample) or (sample, rng) -> element, instead of --augment"
     )
-    parser.add_argument("--no-shuffle", action="store_true", help="in the order of the source")
-    add_number(parser, "--batches", 2, "batches")
+    parser.add_argument(
+        "--output", type=_png, default="batches.png", metavar="FILE", help="PNG file to write (default: batches.png)"
+    )
+    parser.add_argument("--no-shuffle", action="store_true", help="batches in the order of the source")
+    add_number(parser, "--batches", 2, "number of batches")
     add_number(parser, "--batch-size", 16, "pictures in a batch")
-    add_number(parser, "--size", 224, "height and width without --augment, in pixels")
-    add_number(parser, "--seed", 0, "of the order and of random numbers", low=0)
+    add_number(parser, "--size", 224, "height and width of the pictures without --augment, in pixels")
+    add_number(parser, "--seed", 0, "seed of the order and of all random numbers", low=0)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draws and writes."""
-    from mploader.cli.console import console
+    """Draws the grid and writes it."""
+    from mploader.cli.console import console, count_text
     from mploader.cli.image_grid import columns_for, draw, save
     from mploader.cli.objects import load
     from mploader.cli.sample_images import LabelledPicture
@@ -54,15 +56,16 @@ def run(args: argparse.Namespace) -> int:
             batches = [batch for _, batch in zip(range(args.batches), loader, strict=False)]
             page = draw(batches, class_names_of(source), columns_for(args.batch_size))
     except SampleError as error:
-        told = str(error).partition(f"\n{ADVICE}")[0]  # of an option that this command does not have
-        raise SampleError(f"{told}\n`mploader verify {args.path}` lists what is bad there.") from error
+        # The advice is about an option that this command does not have.
+        message = str(error).partition(f"\n{ADVICE}")[0]
+        raise SampleError(f"{message}\n`mploader verify {args.path}` lists all bad samples.") from error
     save(page, args.output)
-    count = "1 batch" if len(batches) == 1 else f"{len(batches)} batches"
-    console.print(f"{count}, {page.width} x {page.height} pixels, in {args.output}", markup=False)
+    count = count_text(len(batches), "batch", "batches")
+    console.print(f"{count}, {page.width} x {page.height} pixels, in {args.output}", soft_wrap=True, markup=False)
     return 0
 
 
 def _png(name: str) -> str:
     if os.path.splitext(name)[1].lower() != ".png":
-        raise argparse.ArgumentTypeError(f"{name!r} does not end in .png: a PNG file is written")
+        raise argparse.ArgumentTypeError(f"expected a name that ends in .png, got {name!r}")
     return name

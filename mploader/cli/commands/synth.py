@@ -1,4 +1,4 @@
-"""``mploader synth DIR``: writes photograph-like JPEG data."""
+"""``mploader synth DIR``: writes JPEG data that looks like photographs to a decoder."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ def add_parser(subparsers: Any) -> None:
     """Describes the command line."""
     parser = subparsers.add_parser(
         "synth",
-        help="write photograph-like JPEG data",
-        description="Writes pictures that cost a decoder what photographs cost it (about 110 kB, 500 x 400 pixels), "
+        help="write synthetic pictures that cost as much to decode as photographs",
+        description="Writes JPEG pictures that cost as much to decode as photographs (about 110 kB, 500 x 400 pixels), "
         "with classes that can be learnt. Equal arguments give equal files.",
     )
-    parser.add_argument("directory", metavar="DIR", help="where to write; made if it is missing")
+    parser.add_argument("directory", metavar="DIR", help="folder to write to; made if it does not exist")
     parser.add_argument(
-        "--format", choices=("folder", "tfrecord", "tar"), default="folder", help="layout of the data (folder)"
+        "--format", choices=("folder", "tfrecord", "tar"), default="folder", help="layout of the data (default: folder)"
     )
-    add_number(parser, "--count", 1000, "pictures")
-    add_number(parser, "--classes", 10, "classes")
+    add_number(parser, "--count", 1000, "number of pictures")
+    add_number(parser, "--classes", 10, "number of classes")
     add_number(parser, "--shard-size", 256, "pictures in a shard")
-    add_number(parser, "--seed", 0, "of all randomness", low=0)
+    add_number(parser, "--seed", 0, "seed of all random numbers", low=0)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Writes the data."""
-    from mploader.cli.console import console, progress_bar, size_text
+    from mploader.cli.console import console, count_text, progress_bar, size_text
     from mploader.cli.synthetic_data import synthesize
 
     started_s = time.monotonic()
@@ -45,8 +45,9 @@ def run(args: argparse.Namespace) -> int:
             progress=lambda done, count: advance(done),
         )
     console.print(
-        f"{report.samples:,} pictures of {args.classes:,} classes, {size_text(report.bytes)} in {report.files:,} files "
-        f"below {args.directory}, written in {time.monotonic() - started_s:.1f} s",
+        f"{count_text(report.samples, 'picture')} of {count_text(args.classes, 'class', 'classes')}, "
+        f"{size_text(report.bytes)} in {count_text(report.files, 'file')} in {args.directory}, "
+        f"written in {time.monotonic() - started_s:.1f} s",
         soft_wrap=True,
         markup=False,
     )

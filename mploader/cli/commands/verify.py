@@ -1,4 +1,4 @@
-"""``mploader verify PATH``: reads and decodes everything and lists what is bad."""
+"""``mploader verify PATH``: reads and decodes every sample and lists the bad ones."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ def add_parser(subparsers: Any) -> None:
     """Describes the command line."""
     parser = subparsers.add_parser(
         "verify",
-        help="read and decode everything, and list what is bad",
-        description="Reads every sample, decodes the pictures in it, and lists what is bad with its file and byte. "
-        "Exit status 0 if nothing is, 1 otherwise.",
+        help="read and decode every sample, and list the bad ones",
+        description="Reads every sample, decodes the pictures in it, and lists the bad ones with their file and byte. "
+        "Exit status: 0 if all are good, 1 otherwise.",
     )
     help = "an image folder, a folder of shards, a shard or a glob"
     parser.add_argument("path", nargs="+", metavar="PATH", help=help)
-    parser.add_argument("--transform", metavar="MODULE:FUNCTION", help="(sample) -> anything; raises on a bad sample")
+    parser.add_argument(
+        "--transform", metavar="MODULE:FUNCTION", help="(sample) -> anything; raises on a bad one (default: decode)"
+    )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    add_number(parser, "--workers", None, "worker processes; none: one for each CPU")
+    add_number(parser, "--workers", None, "worker processes (default: one per CPU)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Checks the data and prints what is bad."""
+    """Checks the data and prints the findings."""
     from mploader.cli.console import console, progress_bar
     from mploader.cli.objects import load
     from mploader.cli.verification import VerifyReport, open_all, verify
@@ -59,17 +61,18 @@ def _facts(report: VerifyReport) -> dict[str, Any]:
         "samples": report.samples,
         "bad": len(report.findings),
         "seconds": round(report.seconds, 3),
-        "kinds": report.kinds(),
+        "summary": report.summary(),
         "findings": [dataclasses.asdict(finding) for finding in report.findings],
     }
 
 
 def _lines(report: VerifyReport) -> list[str]:
+    from mploader.cli.console import count_text
     from mploader.cli.verification import one_line
 
     rate = report.samples / max(report.seconds, 1e-9)
-    checked = f"{report.samples:,} samples in {report.seconds:,.1f} s ({rate:,.0f}/s)"
+    checked = f"{count_text(report.samples, 'sample')} in {report.seconds:,.1f} s ({rate:,.0f}/s)"
     if report.is_good:
-        return [f"{checked}: nothing is bad"]
-    counts = [f"{count:>7,}  {one_line(kind)}" for kind, count in report.kinds().items()]
+        return [f"{checked}: all good"]
+    counts = [f"{count:>7,}  {one_line(text)}" for text, count in report.summary().items()]
     return [*map(str, report.findings), "", f"{checked}: {len(report.findings):,} bad", *counts]

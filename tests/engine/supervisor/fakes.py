@@ -1,7 +1,4 @@
-"""For the package's own tests: the supervising thread's view of workers without workers.
-
-Shared memory and state are real, the processes are none.
-"""
+"""The supervisor thread's view of workers, without workers: memory and pool state are real, processes are fakes."""
 
 from __future__ import annotations
 
@@ -56,7 +53,8 @@ class FakeWorkerTable:
         self.ledger = PoolState(self.arena)
         self.ledger.schedule = self.schedule = Scheduler(SLOTS, reserved=1, backlog=1)
         self.ledger.layout = cast(Any, type("Layout", (), {"capacity": 8}))
-        self.crew = WorkerTable(self.ledger, self.arena, Counters(workers), CrashPolicy(workers, per_epoch=False, skips=skips))
+        policy = CrashPolicy(workers, per_epoch=False, skips=skips)
+        self.crew = WorkerTable(self.ledger, self.arena, Counters(workers), policy)
         self.crew.ever_ready = True
         self.members = [self.join(number) for number in range(workers)]
         self.run = self.schedule.open_run(0, 10)

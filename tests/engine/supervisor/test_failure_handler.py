@@ -13,7 +13,7 @@ from mploader.engine.scheduler.states import SlotState
 from mploader.engine.supervisor import failure_handler
 from mploader.engine.supervisor.failure_handler import STACKS_S, UNKILLABLE_S, FailureHandler
 from mploader.errors import StallError, WorkerError
-from mploader.testing.fakes import FakeWorkerTable
+from tests.engine.supervisor.fakes import FakeWorkerTable
 
 STALL_S = 10.0
 SEGV = -11

@@ -16,7 +16,7 @@ from mploader.engine.scheduler.states import Lease, SlotState
 from mploader.engine.supervisor.message_handler import MessageHandler, map_file
 from mploader.engine.worker.loop import Description
 from mploader.errors import SampleError
-from mploader.testing.fakes import FakeWorkerTable
+from tests.engine.supervisor.fakes import FakeWorkerTable
 
 
 @pytest.fixture
