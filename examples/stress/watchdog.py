@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import psutil
 
-from mploader.engine.worker.loop import STACKS_SIGNAL
+from mploader.engine.worker.main import STACKS_SIGNAL
 from stress.background import Background
 from stress.sampling import Progress
 

@@ -7,12 +7,14 @@ Exit status: 0 done; 1 an error of mploader, printed as one message; 2 an invali
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import io
+import logging
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 import mploader
@@ -42,13 +44,13 @@ def _run(args: argparse.Namespace) -> int:
         sys.stdout.reconfigure(line_buffering=True)  # so that a log shows each line when it is printed
     # So that no temporary folder is left.
     unwind = unhandled_raise([signal.SIGTERM, signal.SIGHUP], lambda number: SystemExit(128 + number))
-    with warnings.catch_warnings(), unwind:
+    with warnings.catch_warnings(), _log_in_lines(), unwind:
         warnings.showwarning = _show_warning
         try:
             return int(args.run(args))
         except LoaderError as error:
             # The worker's traceback leads through our own transform, so it does not help the user of a command.
-            message = str(error).partition("\n\nTraceback (in the worker")[0]
+            message = str(error).replace(error.traceback or "\0", "").rstrip()
             print(f"mploader {args.command}: {message}", file=sys.stderr)
             return 1
 
@@ -62,6 +64,19 @@ def _parser() -> argparse.ArgumentParser:
     for command in (demo, synth, show, bench, verify, index):
         command.add_parser(subparsers)
     return parser
+
+
+@contextlib.contextmanager
+def _log_in_lines() -> Iterator[None]:
+    """Prints what the package logs, a line each."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("mploader: warning: %(message)s"))
+    log = logging.getLogger("mploader")
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def _show_warning(

@@ -12,8 +12,8 @@ of a sample even without a trace in the shard itself, and only the index knows h
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,6 +25,8 @@ from mploader.sources.file_patterns import INDEX_SUFFIX
 from mploader.sources.files import file_state
 from mploader.sources.remote import is_remote
 from mploader.sources.shard_table import ShardScan, ShardTable, load_table, save_table
+
+log = logging.getLogger("mploader")
 
 _SCAN_THREADS = 8
 _SCAN_BATCH = 64  # shards a call, because handing a call to a thread costs as much as reading a small shard
@@ -59,11 +61,10 @@ def index_shards(
         tables.append(index.table([os.path.basename(paths[row]) for row in rows], rebuild, save_index))
         problems += index.problems
     if problems:
-        warnings.warn(
-            f"the index of {len(problems)} of {len(folders)} folders of shards cannot be kept, so the "
-            f"shards are read through again when they are next opened. {problems[0]}",
-            stacklevel=4,
-        )
+        log.warning(
+            "the index of %d of %d folders of shards cannot be kept, so the shards are read through again when they are "
+            "next opened. %s", len(problems), len(folders), problems[0],
+        )  # fmt: skip
     order = np.fromiter((row for rows in folders.values() for row in rows), np.int64, len(paths))
     return ShardTable.joined(tables).take(np.argsort(order, kind="stable"))
 
