@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mploader.engine.ipc.sample_report import clip
+from mploader._util.text import clip
 from mploader.errors import ArgumentError
 from mploader.sampling.plan import Plan
 from mploader.sources.fingerprint import fingerprint_of

@@ -36,9 +36,10 @@ from mploader.loader.max_bad import MaxBad
 from mploader.monitoring.bottleneck import Diagnosis, explain
 from mploader.monitoring.statistics import Statistics
 from mploader.monitoring.trace import MAX_EVENTS, Trace
-from mploader.sampling.bucketing import BucketBy, LengthsOf, Measured
+from mploader.sampling.bucketing import BucketBy
 from mploader.sampling.plan import Plan
 from mploader.sampling.samplers import ShardShuffle, arrange
+from mploader.sources.lengths import LengthsOf, Measured
 
 if TYPE_CHECKING:
     import tensorflow as tf

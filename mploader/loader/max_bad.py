@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from mploader.engine.ipc.sample_report import BadSample, clip
+from mploader._util.text import clip
+from mploader.engine.ipc.sample_report import BadSample
 from mploader.errors import ArgumentError, SampleError
 
 NAMED = 5

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from mploader.engine.ipc.sample_report import is_environment
 from mploader.errors import ArgumentError
 from mploader.sampling.permutation import Permutation
 from mploader.sampling.plan import Plan
@@ -102,55 +101,6 @@ class BucketBy:
             plan.num_samples, plan.batch_size, plan.seed, plan.shuffle, plan.drop_remainder, plan.shard, plan.own_order,
             buckets=buckets.astype(np.min_scalar_type(len(self.boundaries))), bucket_batch_sizes=tuple(sizes),
         )  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class _Measuring:
-    """A source with as many samples as another one, in the same places, and the function that gives their lengths."""
-
-    source: Any
-    length: Callable[[Any], int]
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def where(self, index: int) -> str:
-        """Where a sample comes from."""
-        where = getattr(self.source, "where", None)
-        return "" if where is None else str(where(index))
-
-
-@dataclass(frozen=True, eq=False)
-class LengthsOf(_Measuring):
-    """The lengths of the samples; -1 for a bad sample, unless bad samples are errors."""
-
-    raises: bool
-
-    def __getitem__(self, index: int, /) -> np.int64:
-        """The length of a sample, as whatever bad data or the user's function raise."""
-        try:
-            return np.int64(operator.index(self.length(self.source[index])))
-        except Exception as error:
-            if self.raises or is_environment(error):
-                raise
-            return np.int64(-1)  # it is reported when its turn comes
-
-
-@dataclass(frozen=True, eq=False)
-class Measured(_Measuring):
-    """The samples themselves, for the workers of the loader.
-
-    One without a length is read with its length again, so what was wrong with that is an error of the sample.
-    """
-
-    without_length: frozenset[int]
-
-    def __getitem__(self, index: int, /) -> Any:
-        """The sample of the source."""
-        sample = self.source[index]
-        if index in self.without_length:
-            operator.index(self.length(sample))
-        return sample
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from mploader._util import fault_points
+from mploader._util.environment_errors import is_environment
 from mploader._util.platform_check import resource
-from mploader.engine.ipc import sample_report
 from mploader.errors import SampleError, SourceError
 from mploader.sources.base import FileState
 from mploader.sources.remote import RemoteFile, RemoteFiles, is_remote, remote_state
@@ -59,7 +59,7 @@ def _with_retries(ask: Callable[[], _Result]) -> _Result:
         try:
             return ask()
         except OSError as error:
-            if not sample_report.is_environment(error):
+            if not is_environment(error):
                 raise
         time.sleep(pause_s)
     return ask()

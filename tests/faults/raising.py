@@ -9,7 +9,7 @@ import os
 import time
 from typing import Any
 
-from mploader.engine.ipc.sample_report import is_environment
+from mploader._util.environment_errors import is_environment
 from mploader.engine.worker import loop
 
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mploader._util.checks import takes_rng
-from mploader.engine.ipc.sample_report import clip
+from mploader._util.text import clip
 from mploader.sampling.plan import Plan
 from mploader.sources.protocols import changes_between_epochs
 

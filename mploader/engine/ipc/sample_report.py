@@ -7,21 +7,14 @@ harm than one that can.
 
 from __future__ import annotations
 
-import errno
 import json
 import signal
 import traceback
 from dataclasses import asdict, dataclass, fields
 
+from mploader._util.environment_errors import is_environment
+from mploader._util.text import clip, clip_front
 from mploader.errors import LoaderError, ResourceError, SampleError, SpecError, StallError
-
-_ENVIRONMENT_ERRNOS = frozenset(
-    {
-        errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.EAGAIN,
-        errno.EBUSY, errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNRESET, errno.ECONNREFUSED,
-        errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN, errno.EREMOTEIO, errno.ENODEV, errno.ENXIO,
-    }
-)  # fmt: skip
 
 ADVICE = 'Mend the data or the transform, or pass on_bad_sample="drop" or "replace" to go on without it.'
 KIND_CHARACTERS = 200
@@ -95,16 +88,6 @@ class BadSample:
     traceback: str
 
 
-def is_environment(error: BaseException) -> bool:
-    """Whether an exception tells of the machine or the storage, and so may pass, rather than of the data."""
-    if isinstance(error, (MemoryError, TimeoutError, ConnectionError, ResourceError)):
-        return True
-    if not isinstance(error, OSError):
-        return False
-    number = vars(OSError)["errno"].__get__(error)  # as OSError keeps it, whatever a class of the user calls errno
-    return isinstance(number, int) and number in _ENVIRONMENT_ERRNOS
-
-
 def report_exception(index: int, where: str, error: BaseException) -> SampleReport:
     """Describes an exception of the source or the transform."""
     group = "spec" if isinstance(error, SpecError) else "environment" if is_environment(error) else "content"
@@ -158,16 +141,6 @@ def describe_ending(status: int) -> str:
             name = f"signal {-status}"
         return f"was ended by {name} ({status})"
     return f"exited with code {status}"
-
-
-def clip(text: str, characters: int) -> str:
-    """Cuts a long text at its end and says so."""
-    return text if len(text) <= characters else f"{text[:characters]}... ({len(text):,} characters in all)"
-
-
-def clip_front(text: str, characters: int) -> str:
-    """Cuts a long text at its front and says so."""
-    return text if len(text) <= characters else f"({len(text):,} characters in all) ...{text[-characters:]}"
 
 
 def encode(reports: list[SampleReport], limit: int) -> bytes:

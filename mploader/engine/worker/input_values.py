@@ -13,9 +13,9 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
+from mploader._util.text import clip
 from mploader.batching.spec import STRING, ArraySpec, component_names, flatten, pack_as
 from mploader.batching.writer import BatchLayout, texts_of
-from mploader.engine.ipc.sample_report import clip
 from mploader.errors import SpecError
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mploader._util import fault_points
+from mploader._util.environment_errors import is_environment
 from mploader._util.location import Location
 from mploader._util.retry import RETRY_PAUSES_S, RetriedError
 from mploader.batching.spec import describe_element, flatten
@@ -62,7 +63,7 @@ class Samples:
             try:
                 return self._attempt(epoch, index, timer)
             except BaseException as error:  # user code: StopIteration and SystemExit included
-                may_pass = sample_report.is_environment(error) and not isinstance(error, RetriedError)
+                may_pass = is_environment(error) and not isinstance(error, RetriedError)
                 if pause_s is None or not may_pass:
                     raise TaskFailedError(sample_report.report_exception(index, self.where(index), error)) from None
             finally:

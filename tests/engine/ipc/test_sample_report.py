@@ -7,6 +7,7 @@ import errno
 
 import pytest
 
+from mploader._util.environment_errors import is_environment
 from mploader.engine.ipc import sample_report
 from mploader.engine.ipc.arena import TEXT_BYTES
 from mploader.errors import ResourceError, SampleError, SpecError
@@ -76,8 +77,8 @@ def test_the_machine_is_told_from_the_data() -> None:
         OSError(errno.ENODEV, "x"),
         OSError(errno.ENXIO, "x"),
     ):
-        assert sample_report.is_environment(error)
+        assert is_environment(error)
         assert isinstance(sample_report.report_exception(0, "", error).to_error("w"), ResourceError)
     for error in (FileNotFoundError(errno.ENOENT, "x"), OSError("no image"), ValueError(), StopIteration()):
-        assert not sample_report.is_environment(error)
+        assert not is_environment(error)
     assert isinstance(sample_report.report_exception(0, "", SpecError("x")).to_error("w"), SpecError)
