@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mploader.batching.spec import flatten
+from mploader._util.trees import flatten
 
 Element = dict[str, Any]
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from mploader.batching.ragged import Apart, Padded, PaddedStrings, RaggedRows, Whole
-from mploader.batching.spec import ArraySpec, Pad, component_names, flatten, pack_as
-from mploader.batching.writer import MAX_RANK, BatchLayout, Codec, Fixed, Strings
+from mploader._util.trees import component_names, flatten, pack_as
+from mploader.batching.codecs import Codec, Fixed, Strings
+from mploader.batching.layout import MAX_RANK, BatchLayout
+from mploader.batching.spec import ArraySpec, Pad
+from mploader.batching.variable_codecs import Apart, Padded, PaddedStrings, RaggedRows, Whole
 from mploader.errors import ArgumentError, SpecError
 
 BLOCK_BYTES = 2**20

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from mploader.batching.spec import flatten
+from mploader._util.trees import flatten
 from mploader.errors import ArgumentError
 
 CELL = 160

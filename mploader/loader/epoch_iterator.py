@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mploader._util.checks import whole_number
-from mploader.batching.spec import flatten, pack_as
+from mploader._util.trees import flatten, pack_as
 from mploader.engine.ipc.sample_report import BadSample, SampleReport
 from mploader.engine.supervisor.pool import Pool
 from mploader.errors import ArgumentError, WorkerError

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from mploader._util import resources
-from mploader.batching.spec import map_structure
-from mploader.batching.writer import BatchLayout
+from mploader._util.trees import map_structure
+from mploader.batching.layout import BatchLayout
 from mploader.engine.ipc import serialization
 from mploader.engine.ipc.job import GeneratorJob
 from mploader.engine.ipc.worker_status import TEXT_BYTES

@@ -18,8 +18,8 @@ import numpy as np
 
 from mploader._util import resources
 from mploader._util.checks import check_source, check_transform, path_text, seconds, whole_number
+from mploader._util.trees import component_names, map_structure
 from mploader.batching.choose_layout import make_layout, make_whole_layout, varying_bytes
-from mploader.batching.spec import component_names, map_structure
 from mploader.engine.ipc import serialization
 from mploader.engine.ipc.job import ProbedElement as Description
 from mploader.engine.ipc.job import SampleJob

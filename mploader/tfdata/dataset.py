@@ -28,8 +28,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from mploader._util.trees import flatten, map_structure, pack_as
 from mploader.batching.ragged import Ragged
-from mploader.batching.spec import ArraySpec, flatten, map_structure, pack_as
+from mploader.batching.spec import ArraySpec
 from mploader.errors import ClosedError, LoaderError, WorkerError
 from mploader.loader.epoch_iterator import Elements, Run
 from mploader.loader.loader import Loader

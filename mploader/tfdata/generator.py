@@ -16,9 +16,11 @@ import tensorflow as tf
 
 from mploader._util import resources
 from mploader._util.checks import seconds, whole_number
-from mploader.batching.ragged import Apart
-from mploader.batching.spec import STRING, ArraySpec, Pad, flatten, map_structure, pack_as
-from mploader.batching.writer import BatchLayout, Codec, Fixed, Strings
+from mploader._util.trees import flatten, map_structure, pack_as
+from mploader.batching.codecs import Codec, Fixed, Strings
+from mploader.batching.layout import BatchLayout
+from mploader.batching.spec import STRING, ArraySpec, Pad
+from mploader.batching.variable_codecs import Apart
 from mploader.engine.ipc.job import GeneratorJob
 from mploader.engine.worker.input_values import SplitRagged
 from mploader.errors import ArgumentError, ClosedError

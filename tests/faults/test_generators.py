@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from mploader import StallError, testing
+from mploader.batching.codecs import Fixed, Strings
+from mploader.batching.layout import BatchLayout
 from mploader.batching.spec import STRING, ArraySpec
-from mploader.batching.writer import BatchLayout, Fixed, Strings
 from mploader.engine.worker.generators import StreamJob
 from mploader.loader.generator_pool import MIN_SLOT_BYTES, GeneratorPool, Pass
 from tests.faults import generating

@@ -14,7 +14,7 @@ from typing import Any
 
 from mploader._util.platform_check import resource
 from mploader._util.shared_memory import PAGE, align
-from mploader.batching.writer import BatchLayout
+from mploader.batching.layout import BatchLayout
 from mploader.engine.ipc import serialization
 from mploader.engine.ipc.arena import Arena
 from mploader.engine.ipc.job import Job, ProbedElement

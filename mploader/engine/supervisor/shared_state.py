@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
-from mploader.batching.writer import BatchLayout
+from mploader.batching.layout import BatchLayout
 from mploader.engine.ipc.arena import Arena
 from mploader.engine.ipc.job import ProbedElement
 from mploader.engine.ipc.serialization import SharedFile

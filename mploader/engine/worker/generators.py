@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mploader.batching.spec import pack_as
-from mploader.batching.writer import BatchLayout, BatchWriter
+from mploader._util.trees import pack_as
+from mploader.batching.layout import BatchLayout
+from mploader.batching.writer import BatchWriter
 from mploader.engine.ipc import sample_report
 from mploader.engine.ipc.job import GeneratorJob, generator_name
 from mploader.engine.ipc.messages import Condemn, Make, Renew

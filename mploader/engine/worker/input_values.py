@@ -14,8 +14,10 @@ import google_crc32c
 import numpy as np
 
 from mploader._util.text import clip
-from mploader.batching.spec import STRING, ArraySpec, component_names, flatten, pack_as
-from mploader.batching.writer import BatchLayout, texts_of
+from mploader._util.trees import component_names, flatten, pack_as
+from mploader.batching.codecs import texts_of
+from mploader.batching.layout import BatchLayout
+from mploader.batching.spec import STRING, ArraySpec
 from mploader.errors import SpecError
 
 

@@ -14,7 +14,8 @@ import time
 import numpy as np
 
 from mploader._util import fault_points, shared_memory
-from mploader.batching.writer import BatchLayout, BatchWriter
+from mploader.batching.layout import BatchLayout
+from mploader.batching.writer import BatchWriter
 from mploader.engine.ipc import messages, sample_report, serialization
 from mploader.engine.ipc.job import GeneratorJob
 from mploader.engine.ipc.slots import Segment, Slots

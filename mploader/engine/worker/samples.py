@@ -12,7 +12,8 @@ from mploader._util import fault_points
 from mploader._util.environment_errors import is_environment
 from mploader._util.location import Location
 from mploader._util.retry import RETRY_PAUSES_S, RetriedError
-from mploader.batching.spec import describe_element, flatten
+from mploader._util.trees import flatten
+from mploader.batching.spec import describe_element
 from mploader.batching.writer import BatchWriter
 from mploader.engine.ipc import sample_report, serialization
 from mploader.engine.ipc.job import ProbedElement, SampleJob

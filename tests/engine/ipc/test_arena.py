@@ -10,7 +10,7 @@ from queue import Empty
 import numpy as np
 import pytest
 
-from mploader.batching.writer import ALIGNMENT
+from mploader._util.shared_memory import ALIGNMENT
 from mploader.engine.ipc.arena import TEXT_BYTES, Arena, SlotMemory, WorkerArea, aligned_empty
 from mploader.errors import ResourceError
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mploader.batching.codecs import Fixed
+from mploader.batching.layout import BatchLayout
 from mploader.batching.spec import ArraySpec
-from mploader.batching.writer import BatchLayout, Fixed
 from mploader.engine.ipc.job import GeneratorJob
 from mploader.engine.scheduler.scheduler import Scheduler
 from mploader.engine.scheduler.states import Assignment, IllegalEventError, Replay, SlotState

@@ -14,8 +14,8 @@ import pytest
 
 from mploader._util.platform_check import resource
 from mploader.batching.choose_layout import make_layout
+from mploader.batching.layout import BatchLayout
 from mploader.batching.spec import ArraySpec
-from mploader.batching.writer import BatchLayout
 from mploader.engine.supervisor import pool as pool_module
 from mploader.engine.supervisor.pool import Delivery, Pool
 from mploader.engine.worker.generators import StreamJob

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import mploader
+from mploader.batching.codecs import Fixed
+from mploader.batching.layout import BatchLayout
 from mploader.batching.spec import ArraySpec
-from mploader.batching.writer import BatchLayout, Fixed
 from mploader.engine.ipc import messages
 from mploader.engine.ipc.job import GeneratorJob
 from mploader.engine.supervisor.worker_handle import use_launcher
