@@ -11,11 +11,16 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from mploader.batching.writer import BatchWriter
 from mploader.engine.ipc import sample_report
-from mploader.engine.ipc.arena import AREA_BYTES, WorkerArea
+from mploader.engine.ipc.job import SampleJob
+from mploader.engine.ipc.messages import Condemn
 from mploader.engine.ipc.sample_report import SampleReport
-from mploader.engine.worker import loop
-from mploader.engine.worker.loop import RETRY_PAUSES_S, Job, Samples, Worker
+from mploader.engine.ipc.worker_status import STATUS_BYTES, WorkerStatus
+from mploader.engine.worker import samples as samples_module
+from mploader.engine.worker.maker import TaskFailedError
+from mploader.engine.worker.samples import RETRY_PAUSES_S, SampleMaker, Samples
+from mploader.engine.worker.stage_timer import StageTimer
 from mploader.sampling.plan import Plan
 from mploader.testing import FlakySource
 from tests.transforms import Squares, fail_at, identity, noisy
@@ -28,25 +33,31 @@ PLAN = Plan(SAMPLES, 4, seed=3, shuffle=True)
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses that were asked for; none is made."""
     asked: list[float] = []
-    monkeypatch.setattr(loop.time, "sleep", asked.append)
+    monkeypatch.setattr(samples_module.time, "sleep", asked.append)
     return asked
 
 
-def area() -> WorkerArea:
-    return WorkerArea(mmap.mmap(-1, AREA_BYTES), 0)
+def status() -> WorkerStatus:
+    return WorkerStatus(mmap.mmap(-1, STATUS_BYTES))
 
 
-def make(source: Any, transform: Callable[..., Any] | None, policy: str = "raise") -> Worker:
-    """A worker that nobody talks to."""
-    return Worker(cast(Any, None), -1, area(), Job(source, transform, PLAN, policy, is_batched=True), -1)
+def job(source: Any, transform: Callable[..., Any] | None, policy: str = "raise") -> SampleJob:
+    return SampleJob(source=source, transform=transform, plan=PLAN, on_bad_sample=policy, is_batched=True)
 
 
-def elements(made: Worker, indices: Sequence[int], epoch: int = 0) -> tuple[list[Any], list[SampleReport]]:
-    """The elements for some places of a batch, those without one left out; and the reports."""
+def make(source: Any, transform: Callable[..., Any] | None, policy: str = "raise") -> SampleMaker:
+    """What makes the batches of a worker, without a loop around it."""
+    return SampleMaker(job(source, transform, policy), status(), -1)
+
+
+def elements(
+    made: SampleMaker, indices: Sequence[int], epoch: int = 0, timer: StageTimer | None = None
+) -> tuple[list[Any], list[SampleReport]]:
+    """The elements of some samples of a batch, those without one left out; and the reports."""
     bad: list[SampleReport] = []
     kept = Kept()
     for index in indices:
-        made._add_sample(kept, epoch, index, bad)
+        made._add(epoch, index, cast(BatchWriter, kept), timer or StageTimer(), bad)
     return kept.elements, bad
 
 
@@ -61,19 +72,19 @@ class Kept:
 
 
 def failure(call: Callable[[], object]) -> SampleReport:
-    with pytest.raises(loop._SampleFailedError) as caught:
+    with pytest.raises(TaskFailedError) as caught:
         call()
     return caught.value.report
 
 
 def test_random_numbers_depend_on_epoch_and_sample_and_not_on_the_order() -> None:
-    def draw(order: list[tuple[int, int]]) -> dict[tuple[int, int], float]:
-        samples = Samples(Job(range(SAMPLES), noisy, PLAN, "raise", is_batched=True), area())
-        return {key: samples.element(*key)["scale"] for key in order}
+    def random_numbers(order: list[tuple[int, int]]) -> dict[tuple[int, int], float]:
+        samples = Samples(job(range(SAMPLES), noisy), status(), -1)
+        return {key: samples.element(*key, StageTimer())["scale"] for key in order}
 
     keys = [(epoch, index) for epoch in range(2) for index in range(3)]
-    assert draw(keys) == draw(keys[::-1])
-    assert len(set(draw(keys).values())) == 6
+    assert random_numbers(keys) == random_numbers(keys[::-1])
+    assert len(set(random_numbers(keys).values())) == 6
 
 
 def test_a_bad_sample_is_an_error_with_its_place() -> None:
@@ -117,11 +128,11 @@ def test_whatever_user_code_raises_costs_its_sample_alone(exception: type[BaseEx
 @pytest.mark.parametrize("policy", ["raise", "drop", "replace"])
 def test_a_read_that_fails_for_a_reason_of_the_machine_is_tried_again(policy: str, pauses: list[float]) -> None:
     made = make(FlakySource(range(SAMPLES), failures=len(RETRY_PAUSES_S), bad=[4]), identity, policy)
-    before = made._area.progress
-    assert elements(made, [3, 4]) == ([3, 4], [])
+    before, timer = made._status.progress, StageTimer()
+    assert elements(made, [3, 4], timer=timer) == ([3, 4], [])
     assert sum(pauses) == pytest.approx(sum(RETRY_PAUSES_S))
-    assert made._area.progress - before >= len(pauses), "a worker that waits to try again is not one that hangs"
-    assert made._samples.stages.samples_read == 2 + len(RETRY_PAUSES_S)
+    assert made._status.progress - before >= len(pauses), "a worker that waits to try again is not one that hangs"
+    assert timer.samples_read == 2 + len(RETRY_PAUSES_S)
 
 
 @pytest.mark.parametrize("policy", ["raise", "drop", "replace"])
@@ -137,12 +148,12 @@ def test_a_file_that_is_missing_is_bad_content_and_not_tried_again(pauses: list[
     assert (found, [report.kind for report in bad], pauses) == ([3], ["FileNotFoundError"], [])
 
 
-@pytest.mark.parametrize(("condemned", "found"), [((-1, 4), [3, 5]), ((0, 4), [3, 5]), ((1, 4), [3, 4, 5])])
-def test_a_condemned_sample_is_not_touched_in_the_epochs_that_are_meant(
-    condemned: tuple[int, int], found: list[int]
+@pytest.mark.parametrize(("epoch", "found"), [(None, [3, 5]), (0, [3, 5]), (1, [3, 4, 5])])
+def test_a_condemned_sample_is_not_touched_in_the_epochs_of_its_sentence(
+    epoch: int | None, found: list[int]
 ) -> None:
     made = make(range(SAMPLES), identity, "drop")
-    made._condemned[condemned] = -signal.SIGSEGV
+    made.condemn(Condemn(sample_index=4, epoch=epoch, status=-signal.SIGSEGV))
     delivered, bad = elements(made, [3, 4, 5])
     assert delivered == found
     assert [(report.index, report.group) for report in bad] == [(4, "crash")] * (3 - len(found))
@@ -150,11 +161,11 @@ def test_a_condemned_sample_is_not_touched_in_the_epochs_that_are_meant(
 
 def test_a_sample_condemned_for_hanging_is_a_stall() -> None:
     made = make(range(SAMPLES), identity)
-    made._condemned[-1, 4] = sample_report.STALLED
+    made.condemn(Condemn(sample_index=4, epoch=None, status=sample_report.STALLED))
     assert failure(lambda: elements(made, [4])).group == "stall"
 
 
-def test_a_describe_that_raises_spoils_only_its_text() -> None:
+def test_a_where_that_raises_spoils_only_its_text() -> None:
     class Source(Squares):
         def where(self, index: int) -> str:
             raise SystemExit("no idea")
