@@ -169,7 +169,7 @@ def exhaust_descriptors(sample: int) -> int:
 
 
 def slow_poison(sample: int) -> int:
-    """Kills its worker at sample 13, after a time in which another worker reaches it in the epoch that is made ahead."""
+    """Kills its worker at sample 13, after a time in which another worker reaches it in the next epoch."""
     if sample == 13:
         time.sleep(0.4)
         ctypes.string_at(0)
