@@ -114,6 +114,27 @@ def test_a_batch_lies_in_a_slot_as_long_as_slots_are_left_and_is_copied_out_then
     pool.close()
 
 
+def test_a_batch_that_is_ready_makes_room_for_one_that_is_needed_without_the_lock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is copied out of its slot by the supervisor thread, while consumers may take others."""
+    pool = make_pool(job(), slots=2, reserved=1)
+    copy, copied = pool._arena.copy, []
+
+    def note(slot: int, size: int) -> Any:
+        if threading.current_thread().name == "mploader supervisor":
+            copied.append(pool._state.is_held())
+        return copy(slot, size)
+
+    monkeypatch.setattr(pool._arena, "copy", note)
+    series = pool.open_series(0, 10)
+    found = {batch_index: values(pool.next_batch(series, batch_index)) for batch_index in reversed(range(10))}
+    assert found == {batch_index: list(range(4 * batch_index, 4 * batch_index + 4)) for batch_index in range(10)}
+    assert len(copied) >= 8, "the two slots do not hold all that is needed"
+    assert not any(copied)
+    pool.close()
+
+
 def test_a_batch_that_is_larger_than_a_slot_travels_beside_it() -> None:
     def rows(sample: int) -> np.ndarray[Any, Any]:
         return np.full(1 if sample < 20 else 3000, sample, np.int64)

@@ -149,9 +149,7 @@ def test_a_file_that_is_missing_is_bad_content_and_not_tried_again(pauses: list[
 
 
 @pytest.mark.parametrize(("epoch", "found"), [(None, [3, 5]), (0, [3, 5]), (1, [3, 4, 5])])
-def test_a_condemned_sample_is_not_touched_in_the_epochs_of_its_sentence(
-    epoch: int | None, found: list[int]
-) -> None:
+def test_a_condemned_sample_is_not_touched_in_the_epochs_of_its_sentence(epoch: int | None, found: list[int]) -> None:
     made = make(range(SAMPLES), identity, "drop")
     made.condemn(Condemn(sample_index=4, epoch=epoch, status=-signal.SIGSEGV))
     delivered, bad = elements(made, [3, 4, 5])
