@@ -181,12 +181,14 @@ class Statistics:
         """
         if not isinstance(earlier, Statistics):
             raise ArgumentError(f"since() wants an earlier statistics(), not {type(earlier).__name__}")
-        if len(earlier.workers) != len(self.workers) or any(
+        if len(earlier.workers) > len(self.workers) or any(
             getattr(earlier, name) > getattr(self, name) for name in _TOTALS
         ):
             raise ArgumentError("since() wants an earlier snapshot of the same loader, not a later one or another's")
+        added = (WorkerStatistics(),) * (len(self.workers) - len(earlier.workers))  # workers may join at any time
         workers = tuple(
-            _difference(new, old, _WORKER_TOTALS) for new, old in zip(self.workers, earlier.workers, strict=True)
+            _difference(new, old, _WORKER_TOTALS)
+            for new, old in zip(self.workers, earlier.workers + added, strict=True)
         )
         return dataclasses.replace(_difference(self, earlier, _TOTALS), workers=workers)
 

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mploader.engine.worker.loop import STACKS_SIGNAL
+from mploader.engine.worker.main import STACKS_SIGNAL
 from mploader.loader import generator_pool, loader
 from mploader.testing import Census
 
@@ -79,7 +79,7 @@ def census(
 def dump_workers(token: str) -> None:
     """Makes the workers that have a token in their environment print their stacks."""
     for pid, command in Census.take(token).processes:
-        if "mploader.engine.worker.loop" in command:
+        if "mploader.engine.worker.main" in command:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, STACKS_SIGNAL)
 

@@ -130,9 +130,7 @@ def test_a_module_that_only_the_trainer_can_import(
 
 @pytest.mark.parametrize("error", [IndexError, StopIteration, KeyError])
 def test_a_source_that_raises(error: type[Exception]) -> None:
-    with Loader(
-        raising.Source("getitem", error), batch_size=4, num_workers=2, on_bad_sample="drop"
-    ) as loader:
+    with Loader(raising.Source("getitem", error), batch_size=4, num_workers=2, on_bad_sample="drop") as loader:
         assert [batch.tolist() for batch in loader] == [[0, 1, 2, 3], [4, 5, 6], [8, 9, 10, 11]]
         assert [sample.where for sample in loader.bad_samples()] == ["item 7"]
 

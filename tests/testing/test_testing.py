@@ -70,7 +70,7 @@ def test_workers_in_threads_give_the_same_batches_and_start_no_process(workers: 
 
 @pytest.mark.parametrize("kind", [int, "x", Loader])
 def test_workers_of_another_kind_are_refused(kind: Any) -> None:
-    with pytest.raises(ArgumentError, match="wants a subclass of ThreadWorker"), workers_in_threads(kind):
+    with pytest.raises(ArgumentError, match="expected a subclass of ThreadWorker"), workers_in_threads(kind):
         pass
 
 

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from mploader import Loader, SampleError
-from mploader.engine.ipc.arena import aligned_empty
+from mploader._util.shared_memory import aligned_empty
 from mploader.testing import Census
 from tests.transforms import Squares, digest, fail_at, identity, ids, large, loaded_modules, noisy, square
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import mploader
 from mploader.batching.spec import ArraySpec
-from mploader.engine.worker.generators import SplitRagged, checksum_of
+from mploader.engine.worker.input_values import SplitRagged, checksum_of
 from tests.generators import given
 
 pytestmark = pytest.mark.usefixtures("workers_in_threads")

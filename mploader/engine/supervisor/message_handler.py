@@ -93,6 +93,8 @@ class MessageHandler:
         room = slots.data_bytes if overflow is None else overflow.nbytes
         if not 0 < message.batch_bytes <= room or message.samples < 0:
             return False
+        if message.is_last and assignment.input is None:
+            return False  # the plan says how long an epoch is
         ready = ReadyBatch(
             samples=message.samples, size=message.batch_bytes, reports=reports, input=assignment.input,
             is_last=bool(message.is_last), overflow=overflow,

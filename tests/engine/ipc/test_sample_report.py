@@ -9,7 +9,7 @@ import pytest
 
 from mploader._util.environment_errors import is_environment
 from mploader.engine.ipc import sample_report
-from mploader.engine.ipc.arena import TEXT_BYTES
+from mploader.engine.ipc.worker_status import TEXT_BYTES
 from mploader.errors import ResourceError, SampleError, SpecError
 
 
@@ -35,7 +35,7 @@ def test_any_exception_becomes_a_small_report(error: Exception) -> None:
     assert isinstance(found.to_error("worker 1"), SampleError)
 
 
-def test_causes_are_told() -> None:
+def test_causes_are_reported() -> None:
     try:
         try:
             raise OSError("first")
@@ -66,7 +66,7 @@ def test_one_report_always_fits() -> None:
     assert len(sample_report.encode([worst], TEXT_BYTES)) <= TEXT_BYTES
 
 
-def test_the_machine_is_told_from_the_data() -> None:
+def test_faults_of_the_machine_differ_from_faults_of_the_data() -> None:
     for error in (
         OSError(errno.EIO, "x"),
         OSError(errno.ENOSPC, "x"),
