@@ -44,15 +44,15 @@ if TYPE_CHECKING:
         WorkerError,
     )
     from mploader.images import apply_to
+    from mploader.loader.image_directory import image_dataset_from_directory
     from mploader.loader.loader import Loader
+    from mploader.loader.pydataset import from_pydataset
     from mploader.monitoring.bottleneck import Bottleneck, Diagnosis
     from mploader.monitoring.statistics import Stage, Statistics, WorkerStatistics
     from mploader.monitoring.trace import Trace
     from mploader.sampling.bucketing import BucketBy
     from mploader.sampling.samplers import ShardShuffle
     from mploader.tfdata import from_generator
-    from mploader.tfdata.image_directory import image_dataset_from_directory
-    from mploader.tfdata.pydataset import from_pydataset
 
 __all__ = [
     "ArgumentError",
@@ -105,8 +105,8 @@ _HOMES = {
     "Diagnosis": "monitoring.bottleneck",
     "WorkerStatistics": "monitoring.statistics",
     "apply_to": "images",
-    "from_pydataset": "tfdata.pydataset",
-    "image_dataset_from_directory": "tfdata.image_directory",
+    "from_pydataset": "loader.pydataset",
+    "image_dataset_from_directory": "loader.image_directory",
 }
 
 

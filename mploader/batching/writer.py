@@ -23,6 +23,7 @@ from mploader.errors import SpecError
 ALIGNMENT = 64
 MAX_RANK = 8
 FIRST_ELEMENT = "the first element"
+DECLARED = "element_spec="
 _HEADER_INTS_PER_ARRAY = 2 + MAX_RANK  # offset, rank, shape
 
 Array = np.ndarray[Any, Any]

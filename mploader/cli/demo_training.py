@@ -145,7 +145,7 @@ def _next(batches: Any, loader: Loader | None) -> Any:
     except tf.errors.OpError:
         if loader is not None:
             # An error of the loader is in here as text, among the frames of TensorFlow. The loader raises it as it is.
-            loader.open_run()
+            iter(loader)
         raise
 
 

@@ -5,29 +5,25 @@ No TensorFlow here: :mod:`mploader.tfdata.generator` turns the blocks into a dat
 
 from __future__ import annotations
 
-import atexit
 import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from mploader._util import resources
 from mploader.batching.spec import map_structure
 from mploader.batching.writer import BatchLayout
-from mploader.engine.ipc import serialization
-from mploader.engine.ipc.arena import TEXT_BYTES
 from mploader.engine.supervisor.pool import Delivery, Pool
 from mploader.engine.worker.generators import StreamJob
-from mploader.errors import ResourceError
+from mploader.loader import open_pools, sizing
 from mploader.monitoring.statistics import Statistics
 
 BLOCKS_AHEAD = 2
 """Blocks that each stream may have ready: one is consumed from while the other is made."""
-MIN_SLOT_BYTES = 2**18
+MIN_BLOCK_BYTES = 2**18
+"""Room for a block in a slot, at least."""
 AHEAD_BYTES = 2**24
-"""Slots are made for so many bytes at least, so that short streams can be made ahead behind a long one."""
-MEMORY_SHARE = 0.5
+"""What slots take together, at least, so that short streams can be made ahead behind a long one."""
 
 
 class GeneratorPool:
@@ -39,7 +35,8 @@ class GeneratorPool:
         block_bytes: room for a block, in bytes; a larger one travels outside the slots.
         num_workers: how many processes.
         window: how many streams are opened ahead whose generators have not ended, at least as many as the consumer
-            merges. While the consumer waits, streams that keep no worker busy do not count, as many as the slots hold.
+            merges. While the consumer waits, streams that keep no worker busy do not count, up to as many as the slots
+            hold.
         stall_timeout_s: seconds without progress before a worker is replaced.
 
     Raises:
@@ -56,28 +53,17 @@ class GeneratorPool:
         window: int,
         stall_timeout_s: float,
     ) -> None:
-        serialization.check_picklable("generator", job.generator)
-        serialization.check_picklable("shards", job.shards)
-        serialization.check_picklable("args", job.args)
         self.job = job
         self.layout = layout
         self.window = window
-        slot_bytes = max(block_bytes, MIN_SLOT_BYTES) + TEXT_BYTES
-        slots = max((BLOCKS_AHEAD + 1) * window + 2 * num_workers, AHEAD_BYTES // slot_bytes)
-        allowed = int(resources.available_memory() * MEMORY_SHARE)
-        slots = min(slots, allowed // slot_bytes)
-        if slots < 2:
-            raise ResourceError(
-                f"half of the free memory, {allowed / 2**20:.0f} MiB, does not hold two blocks of "
-                f"{slot_bytes / 2**20:.1f} MiB; lower batch_size="
-            )
-        self.most_made = slots // BLOCKS_AHEAD  # all their blocks fit
+        room = max(block_bytes, MIN_BLOCK_BYTES)
+        wanted = max((BLOCKS_AHEAD + 1) * window + 2 * num_workers, AHEAD_BYTES // sizing.slot_bytes(room))
+        slots = sizing.slots_for_blocks(room, wanted, window)
+        self.most_made = slots.count // BLOCKS_AHEAD  # all their blocks fit
         self._pool = Pool(job, num_workers, stall_timeout_s)
-        self._finalizer = weakref.finalize(self, self._pool.request_stop)
-        self._finalizer.atexit = False
-        _open_pools.add(self)
+        open_pools.add(self._pool)
         try:
-            self._pool.allocate(layout, slot_bytes - TEXT_BYTES, slots, max(1, slots - window))
+            self._pool.allocate(layout, slots.batch_bytes, slots.count, slots.reserved)
         except BaseException:
             self.close()
             raise
@@ -108,12 +94,12 @@ class Pass:
     """
 
     def __init__(self, pool: GeneratorPool, processes: Pool) -> None:
-        self._owner = pool  # keeps the workers alive as long as somebody reads
+        self._owner = pool
         self._processes = processes
         self._number = processes.open_pass(len(pool.job.shards), BLOCKS_AHEAD, pool.window, pool.most_made)
         self._rests: dict[int, Any] = {}
         self._left_ns = 0
-        """When the consumer has got its last block; streams are read in turn, so it is one consumer."""
+        """When the consumer got its last block; streams are read in turn, so it is one consumer."""
         # The finalizer must not refer to the pass, and takes no lock.
         self._finalizer = weakref.finalize(self, processes.give_up_pass, self._number)
         self._finalizer.atexit = False
@@ -145,7 +131,7 @@ class Pass:
         return [self._rests[shard] for shard in sorted(self._rests)]
 
     def close(self) -> None:
-        """Gives the rest of all streams up."""
+        """Cancels the rest of all streams."""
         self._finalizer()
 
     def _keep(self, result: Delivery) -> bool:
@@ -154,15 +140,3 @@ class Pass:
         # A copy: a rest may wait long, and a slot must not.
         self._rests[result.stream] = map_structure(np.array, result.batch)
         return True
-
-
-_open_pools: weakref.WeakSet[GeneratorPool] = weakref.WeakSet()
-
-
-def close_all() -> None:
-    """Closes every pool that is still open; called when the interpreter exits."""
-    for pool in list(_open_pools):
-        pool.close()
-
-
-atexit.register(close_all)

@@ -19,7 +19,7 @@ import pytest
 import tensorflow as tf
 
 from mploader import ArgumentError, Loader
-from mploader.loader.checkpoint import Position as Place
+from mploader.loader.position import Position as Place
 from mploader.tfdata import Position, ResumeCallback, StatisticsCallback
 from tests.resume_data import make_loader
 from tests.resume_training import trained_on, uninterrupted

@@ -108,7 +108,7 @@ class FailureHandler:
         if member.describing:
             group = "stall" if status == STALLED else "crash"
             report = SampleReport(at.sample, "", "WorkerError", describe_condemned(status), process.printed, group)
-            self._crew.answer_description(member, report.to_error(process.name))
+            self._crew.answer_description(member, report.to_error(process.name, self._crew.ledger.advice))
 
     def _fail_hopeless(self, lost: Iterable[Lost], member: WorkerEntry, status: int) -> None:
         """Makes errors of the tasks that have lost their last attempt."""

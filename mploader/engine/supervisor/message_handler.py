@@ -50,7 +50,7 @@ class MessageHandler:
         data = member.area.read_text(message.payload_bytes)
         name = member.process.name
         self._crew.answer_description(
-            member, _read_description(data) if message.ok else _read_reports(data)[0].to_error(name)
+            member, _read_description(data) if message.ok else _read_reports(data)[0].to_error(name, self._crew.ledger.advice)
         )
         return True
 
@@ -71,7 +71,7 @@ class MessageHandler:
             found = self._with_last_words(_read_reports(_report(message, slots, overflow)))
         if isinstance(message, messages.Failed):
             schedule.failed(lease)
-            result = Result(error=found[0].to_error(member.process.name))
+            result = Result(error=found[0].to_error(member.process.name, self._crew.ledger.advice))
         else:
             if message.batch_bytes <= slots.data_bytes:
                 overflow = None  # it holds the reports alone

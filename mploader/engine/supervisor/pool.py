@@ -79,7 +79,7 @@ class Pool:
         with contextlib.ExitStack() as opened:
             self._arena = Arena(num_workers)
             opened.callback(self._arena.close)
-            job_fd = serialization.pack(job)
+            job_fd = serialization.pack(job, arguments=job.arguments())
             opened.callback(os.close, job_fd)
             self._job_fd = job_fd
             self._counters = Counters(num_workers)
@@ -88,10 +88,12 @@ class Pool:
             blame = CrashPolicy(
                 num_workers,
                 per_epoch=isinstance(job, Job) and (job.takes_rng() or job.source_changes()),
-                skips=isinstance(job, Job) and job.on_bad_sample != "raise",
+                skips=isinstance(job, Job) and not job.on_bad_sample.raises,
             )
             try:
                 self._ledger = PoolState(self._arena)
+                if isinstance(job, Job):
+                    self._ledger.advice = job.on_bad_sample.advice
                 opened.callback(self._close_ledger)
                 supervisor = Supervisor(
                     self._ledger, self._arena, self._counters, job_fd, num_workers, stall_timeout_s, blame,
@@ -188,7 +190,9 @@ class Pool:
             self._open_schedule()  # an open pool has its job's file
             job_fd = os.dup(self._job_fd)
         try:
-            renewal = serialization.SharedFile(serialization.pack(source, job_fd))
+            renewal = serialization.SharedFile(
+                serialization.pack(source, job_fd, arguments={"source": source})
+            )
         finally:
             os.close(job_fd)
         with self._ledger.lock:
@@ -246,6 +250,35 @@ class Pool:
         delivery = self._next(lambda _: {run: position}, left_ns)
         assert delivery is not None, "a run wants its batch"
         return delivery
+
+    def make_batch(self, epoch: int, position: int, first: int = 0) -> Delivery:
+        """Makes one batch outside of any stream, for debugging, and waits for it.
+
+        No consumer is counted as waiting, and a batch that cannot be made does not end the pool.
+
+        Args:
+            epoch: the epoch.
+            position: the batch's place in the epoch.
+            first: see :meth:`Scheduler.open_run`.
+
+        Raises:
+            LoaderError: the batch cannot be made, or the pool is closed or has failed.
+        """
+        ledger, run = self._ledger, self.open_run(epoch, position + 1, position, first=first)
+        taken: Taken | None = None
+        try:
+            with ledger.lock:
+                found = ledger.take(lambda _: {run: position})
+                assert found is not None, "a run wants its batch"
+                _, taken, result = found
+                if result.error is not None:
+                    raise result.error.again()
+            batch, taken = self._hand_over(taken, result), None
+        finally:
+            self.give_up_run(run)
+            if taken is not None and taken.slot >= 0:  # an interrupt came before the batch had an owner
+                self._arena.released.put((taken.slot, taken.generation))
+        return Delivery(batch, result.samples, result.reports, -1, False, time.monotonic_ns())
 
     def next_of_pass(self, number: int, left_ns: int = 0) -> Delivery | None:
         """Waits for the first batch of any stream of a pass; as :meth:`next_batch`.

@@ -17,7 +17,7 @@ from queue import Empty, SimpleQueue
 
 from mploader.batching.writer import Array, BatchLayout
 from mploader.engine.ipc.arena import Arena
-from mploader.engine.ipc.sample_report import SampleReport
+from mploader.engine.ipc.sample_report import ADVICE, SampleReport
 from mploader.engine.ipc.serialization import SharedFile
 from mploader.engine.scheduler.scheduler import Scheduler
 from mploader.engine.scheduler.states import Taken
@@ -62,6 +62,8 @@ class PoolState:
         self.to_describe: int | None = None
         self.description: Description | LoaderError | None = None
         self.stopping = False
+        self.advice = ADVICE
+        """What errors about bad samples advise; see :attr:`OnBadSample.advice`."""
         self.renewals: weakref.WeakValueDictionary[int, SharedFile] = weakref.WeakValueDictionary()
         """The source as it is in an epoch, for epochs that somebody reads, where it changes between epochs."""
         self.pids: dict[int, int] = {}
@@ -76,9 +78,7 @@ class PoolState:
     def check(self) -> None:
         """Raises the error that ended the pool, or says that it is closed."""
         if self._error is not None:
-            # A new one each time: one that is raised again and again grows by a traceback each time, and keeps the
-            # caller's frames, with the batches in them.
-            raise type(self._error)(*self._error.args)
+            raise self._error.again()
         if self.stopping:
             raise ClosedError("the loader is closed; make a new one to read more")
 

@@ -45,6 +45,10 @@ class StreamJob:
     prepare: Callable[[Any], Any] | None
     """Called on each element first: turns what a signature allows into arrays (ragged values, say)."""
 
+    def arguments(self) -> dict[str, Any]:
+        """What the user passed, by the name of the argument."""
+        return {"generator": self.generator, "shards": self.shards, "args": self.args}
+
 
 @dataclass
 class _Stream:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import faulthandler
 import mmap
 import os
@@ -25,10 +26,12 @@ import numpy as np
 
 from mploader._util import fault_points
 from mploader._util.checks import takes_rng
+from mploader._util.location import Location
 from mploader.batching.spec import describe_element, flatten
 from mploader.batching.writer import BatchLayout, BatchWriter
 from mploader.engine.ipc import messages, sample_report, serialization
 from mploader.engine.ipc.arena import NOTHING_IN_HAND, TEXT_BYTES, SlotMemory, WorkerArea
+from mploader.engine.ipc.on_bad_sample import OnBadSample
 from mploader.engine.ipc.sample_report import SampleReport
 from mploader.engine.worker.generators import StreamFailedError, StreamJob, Streams
 from mploader.engine.worker.parent_death import end_if_forked
@@ -55,13 +58,17 @@ class Job:
     source: Any
     transform: Callable[..., Any] | None
     plan: Plan
-    on_bad_sample: str
+    on_bad_sample: OnBadSample
     is_batched: bool
     """False: a task is not a batch of the plan but a block of many, of one sample each."""
 
     def takes_rng(self) -> bool:
         """Whether the transform wants a random generator as its second argument."""
         return self.transform is not None and takes_rng(self.transform)
+
+    def arguments(self) -> dict[str, Any]:
+        """What the user passed, by the name of the argument."""
+        return {"source": self.source, "transform": self.transform}
 
     def source_changes(self) -> bool:
         """Whether the source may be another one in each epoch."""
@@ -157,7 +164,8 @@ class Samples:
         if where is None:
             return ""
         try:
-            return str(where(index))
+            place = where(index)
+            return place if isinstance(place, Location) else str(place)
         except BaseException as error:  # user code, asked while another error is reported
             return f"where() raised {sample_report.message_of(error)}"
 
@@ -250,7 +258,7 @@ class Worker:
             for ordinal, index in enumerate(indices):
                 self._area.step(ordinal, index)
                 stages.start_sample()
-                self._add_sample(writer, message.epoch, index, bad)
+                self._add_sample(writer, message.epoch, index, ordinal, bad)
                 if ordinal == len(indices) // 2:
                     fault_points.reach("slot half written")
             self._area.step(NOTHING_IN_HAND)
@@ -336,30 +344,36 @@ class Worker:
         start = message.first + message.position * self._layout.capacity
         return list(map(int, plan.batches(message.epoch, start, min(start + self._layout.capacity, plan.num_batches))))
 
-    def _add_sample(self, writer: BatchWriter, epoch: int, index: int, bad: list[SampleReport]) -> None:
-        """Fills one place of a batch, or leaves it out, as ``on_bad_sample`` says; adds bad samples to ``bad``.
+    def _add_sample(self, writer: BatchWriter, epoch: int, index: int, offset: int, bad: list[SampleReport]) -> None:
+        """Adds the element of one sample to a batch, or what ``on_bad_sample`` makes of a bad one.
+
+        Args:
+            writer: of the batch.
+            epoch: of the batch.
+            index: the sample.
+            offset: its offset in the batch.
+            bad: a report is added where the sample is bad.
 
         Raises:
             _SampleFailedError: the batch cannot be made. The machine is at fault, or an element does not fit the
                 spec: what is wrong then is the transform or the loader's arguments, and not a few samples.
         """
-        candidate = index
-        for attempt in range(1, self._job.plan.num_samples + 1):
+        policy = self._job.on_bad_sample
+        for candidate in policy.candidates(self._job.plan, epoch, index):
+            if candidate != index:
+                self._area.step(self._area.ordinal, candidate)
             try:
                 if self._condemned:
                     self._refuse_condemned(epoch, candidate)
                 self._write(writer, self._samples.element(epoch, candidate), candidate)
                 return
             except _SampleFailedError as failure:
-                if self._job.on_bad_sample == "raise" or failure.report.group in ("environment", "spec"):
+                if policy.raises or failure.report.group in ("environment", "spec"):
                     raise
                 if candidate == index:  # another one is reported in its own place
-                    bad.append(failure.report)
-            if self._job.on_bad_sample == "drop":
-                return
-            candidate = self._job.plan.replacement(epoch, index, attempt)
-            self._area.step(self._area.ordinal, candidate)
-        raise _SampleFailedError(bad[-1])
+                    bad.append(dataclasses.replace(failure.report, offset=offset))
+        if not policy.drops:
+            raise _SampleFailedError(bad[-1])
 
     def _write(self, writer: BatchWriter, element: Any, index: int) -> None:
         stages = self._samples.stages
@@ -376,7 +390,10 @@ class Worker:
         if status is not None:
             error = sample_report.describe_condemned(status)
             group = "stall" if status == sample_report.STALLED else "crash"
-            raise _SampleFailedError(SampleReport(index, self._samples.where(index), "WorkerError", error, "", group))
+            where = self._samples.where(index)
+            raise _SampleFailedError(
+                SampleReport(index, where, "WorkerError", error, "", group, *sample_report.file_and_byte(where))
+            )
 
     def _send(self, message: messages.Filled | messages.Drawn | messages.Failed, overflow: int | None = None) -> None:
         data = messages.encode(message)

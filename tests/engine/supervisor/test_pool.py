@@ -16,6 +16,7 @@ from mploader._util.platform_check import resource
 from mploader.batching.choose_layout import make_layout
 from mploader.batching.spec import ArraySpec
 from mploader.batching.writer import BatchLayout
+from mploader.engine.ipc.on_bad_sample import OnBadSample
 from mploader.engine.supervisor import pool as pool_module
 from mploader.engine.supervisor.pool import Delivery, Pool
 from mploader.engine.worker.generators import StreamJob
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("workers_in_threads", "nothing_is_left")
 
 
 def job(transform: Callable[..., Any] | None = None, policy: str = "raise") -> Job:
-    return Job(range(SAMPLES), transform, Plan(SAMPLES, BATCH, 0, False, False), policy, is_batched=True)
+    return Job(range(SAMPLES), transform, Plan(SAMPLES, BATCH, 0, False, False), OnBadSample.of(policy), is_batched=True)
 
 
 def make_pool(
@@ -162,7 +163,7 @@ def test_a_source_that_changes_reaches_the_workers_for_the_runs_that_are_meant()
         def begin_epoch(self) -> None:
             """Makes it a source that changes."""
 
-    work = Job(Source(range(SAMPLES)), None, Plan(SAMPLES, BATCH, 0, False, False), "raise", is_batched=True)
+    work = Job(Source(range(SAMPLES)), None, Plan(SAMPLES, BATCH, 0, False, False), OnBadSample.RAISE, is_batched=True)
     pool = make_pool(work)
     kept = [pool.renew(epoch, Source(range(100 * epoch, 100 * epoch + SAMPLES))) for epoch in range(3)]
     for epoch in range(3):

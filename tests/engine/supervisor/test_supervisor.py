@@ -20,6 +20,7 @@ from mploader.batching.choose_layout import make_layout
 from mploader.batching.spec import ArraySpec
 from mploader.engine.ipc import messages, serialization
 from mploader.engine.ipc.arena import WorkerArea
+from mploader.engine.ipc.on_bad_sample import OnBadSample
 from mploader.engine.scheduler.crash_policy import MAX_EARLY_DEATHS
 from mploader.engine.supervisor import failure_handler, supervisor
 from mploader.engine.supervisor.pool import Pool
@@ -83,7 +84,7 @@ def make_pool(
 ) -> Pool:  # fmt: skip
     """A pool whose workers are of a kind, with some attributes of their class replaced."""
     changed = type(kind.__name__, (kind,), {"faults": faults or {}, **attributes})
-    job = Job(range(BATCHES * BATCH), None, Plan(BATCHES * BATCH, BATCH, 0, False, False), "raise", is_batched=True)
+    job = Job(range(BATCHES * BATCH), None, Plan(BATCHES * BATCH, BATCH, 0, False, False), OnBadSample.RAISE, is_batched=True)
     with workers_in_threads(changed):
         pool = Pool(job, workers, stall_timeout_s)
     try:

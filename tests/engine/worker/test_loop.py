@@ -13,6 +13,7 @@ import pytest
 
 from mploader.engine.ipc import sample_report
 from mploader.engine.ipc.arena import AREA_BYTES, WorkerArea
+from mploader.engine.ipc.on_bad_sample import OnBadSample
 from mploader.engine.ipc.sample_report import SampleReport
 from mploader.engine.worker import loop
 from mploader.engine.worker.loop import RETRY_PAUSES_S, Job, Samples, Worker
@@ -38,7 +39,7 @@ def area() -> WorkerArea:
 
 def make(source: Any, transform: Callable[..., Any] | None, policy: str = "raise") -> Worker:
     """A worker that nobody talks to."""
-    return Worker(cast(Any, None), -1, area(), Job(source, transform, PLAN, policy, is_batched=True), -1)
+    return Worker(cast(Any, None), -1, area(), Job(source, transform, PLAN, OnBadSample.of(policy), is_batched=True), -1)
 
 
 def elements(made: Worker, indices: Sequence[int], epoch: int = 0) -> tuple[list[Any], list[SampleReport]]:
@@ -68,7 +69,7 @@ def failure(call: Callable[[], object]) -> SampleReport:
 
 def test_random_numbers_depend_on_epoch_and_sample_and_not_on_the_order() -> None:
     def draw(order: list[tuple[int, int]]) -> dict[tuple[int, int], float]:
-        samples = Samples(Job(range(SAMPLES), noisy, PLAN, "raise", is_batched=True), area())
+        samples = Samples(Job(range(SAMPLES), noisy, PLAN, OnBadSample.RAISE, is_batched=True), area())
         return {key: samples.element(*key)["scale"] for key in order}
 
     keys = [(epoch, index) for epoch in range(2) for index in range(3)]
