@@ -44,7 +44,9 @@ def make_layout(
     pads = _spread("pad", pad, structure, names)
     ranks = _spread("ragged", ragged, structure, names)
     codecs = [
-        _codec(spec, _pad_of(one_pad, spec, name, pad), _rank_of(rank, spec, name, ragged), batch_size, name, is_declared)
+        _codec(
+            spec, _pad_of(one_pad, spec, name, pad), _rank_of(rank, spec, name, ragged), batch_size, name, is_declared
+        )
         for spec, one_pad, rank, name in zip(specs, pads, ranks, names, strict=True)
     ]
     capacity = batch_size
@@ -178,7 +180,7 @@ def _codec(
         if batch_size is None:
             return Apart(spec, Pad())
         raise ArgumentError(
-            f"element_spec: {name} has shape {spec.shape}, and sizes that vary cannot be batched as they are: pass pad= "
-            "or ragged="
+            f"element_spec: {name} has shape {spec.shape}, and sizes that vary cannot be batched as they are: pass "
+            "pad= or ragged="
         )
     return Strings(spec) if spec.is_string else Fixed(spec)

@@ -116,7 +116,8 @@ class LoaderCore:
             layout = element.layout(options.pad, options.ragged, plan.longest_batch if is_batched else None)
         varying_bytes = None
         if not layout.is_fixed:
-            varying_bytes = element.varying_bytes(layout, plan.batch_size_with if is_batched else lambda _: layout.capacity)
+            samples_with = plan.batch_size_with if is_batched else lambda _: layout.capacity
+            varying_bytes = element.varying_bytes(layout, samples_with)
         contents = f"a batch of {layout.capacity} samples of {max(1, sum(element.component_bytes)):,} bytes"
         batch_bytes = sizing.room_for_batch(layout.fixed_bytes, varying_bytes)
         return layout, sizing.slots_for_batches(batch_bytes, options.num_workers, options.memory_bytes, contents)

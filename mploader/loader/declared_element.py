@@ -79,7 +79,10 @@ def _read(given: Any, name: str) -> Any:
 
 def _is_pair(given: tuple[Any, ...]) -> bool:
     """Whether a tuple is (shape, dtype) rather than a structure: its second entry cannot be a part of a structure."""
-    return len(given) == 2 and isinstance(given[0], (tuple, list)) and not isinstance(given[1], (tuple, dict, ArraySpec))
+    if len(given) != 2:
+        return False
+    shape, dtype = given
+    return isinstance(shape, (tuple, list)) and not isinstance(dtype, (tuple, dict, ArraySpec))
 
 
 def _spec(shape: Any, dtype: Any, name: str) -> ArraySpec:

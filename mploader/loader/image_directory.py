@@ -113,7 +113,9 @@ def image_dataset_from_directory(
     datasets = []
     for part, places in _split(order, validation_split, subset):
         if not len(places):
-            raise ArgumentError(f"there are no {part}images in {os.fspath(directory)}: expected files that end in {tuple(formats)}")
+            raise ArgumentError(
+                f"there are no {part}images in {os.fspath(directory)}: expected files that end in {tuple(formats)}"
+            )
         chosen = [paths[place] for place in places]
         loader = Loader(
             LabelledFiles(PackedStrings.of(chosen), None if rows is None else rows[places]), transform,
@@ -185,7 +187,9 @@ def _find(
         if labels is None:
             return paths, None, None
         if len(labels) != len(paths):
-            raise ArgumentError(f"labels: expected one for each of the {len(paths)} files in {directory}, got {len(labels)}")
+            raise ArgumentError(
+                f"labels: expected one for each of the {len(paths)} files in {directory}, got {len(labels)}"
+            )
         return paths, list(labels), [str(label) for label in sorted(set(labels))]
     try:
         folders = sorted(

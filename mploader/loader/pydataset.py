@@ -68,10 +68,11 @@ def from_pydataset(
 
 def _length(dataset: Any) -> int:
     if isinstance(dataset, type):
-        raise ArgumentError(f"from_pydataset: expected an object, got the class {dataset.__name__}; pass an instance of it")
+        raise ArgumentError(f"from_pydataset: expected an object, got the class {dataset.__name__}; pass an instance")
     if not hasattr(dataset, "__getitem__") or not (hasattr(dataset, "num_batches") or hasattr(dataset, "__len__")):
         raise ArgumentError(
-            f"from_pydataset: expected a keras.utils.PyDataset, with __getitem__ and __len__, got {type(dataset).__name__}"
+            "from_pydataset: expected a keras.utils.PyDataset, with __getitem__ and __len__, got a "
+            f"{type(dataset).__name__}"
         )
     length = dataset.num_batches if hasattr(dataset, "num_batches") else len(dataset)
     if length is None:

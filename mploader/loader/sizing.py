@@ -11,7 +11,7 @@ from mploader.engine.ipc.arena import PAGE, TEXT_BYTES
 from mploader.errors import ResourceError
 
 SLOTS_IN_HAND = 6
-"""Slots beyond those of the workers: what tf.data holds of an epoch (prefetch of 2, three in transfer) and one spare."""
+"""Slots beyond those of the workers: what tf.data holds (prefetch of 2, three in transfer) and one spare."""
 MEMORY_SHARE = 0.5
 """The part of the memory still available that slots may take unless the user says otherwise."""
 LARGER_BATCHES = 1.5
@@ -41,7 +41,7 @@ class Slots:
 
 
 def slot_bytes(batch_bytes: int) -> int:
-    """Returns what a slot takes of the memory, in bytes, as :meth:`mploader.engine.ipc.arena.Arena.add_slots` cuts it."""
+    """Returns what a slot takes of the memory, in bytes: whole pages, as the arena cuts it."""
     return align(batch_bytes + TEXT_BYTES, PAGE)
 
 

@@ -20,7 +20,11 @@ __all__ = [
     "merge_profile", "tensor_spec",
 ]  # fmt: skip
 
-_NEEDS_KERAS = {"ResumeCallback": "resume", "StatisticsCallback": "statistics_callback", "merge_profile": "statistics_callback"}
+_NEEDS_KERAS = {
+    "ResumeCallback": "resume",
+    "StatisticsCallback": "statistics_callback",
+    "merge_profile": "statistics_callback",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
 """A dataset over the batches of a loader; :mod:`mploader.tfdata.pool_iteration` says how it reads them.
 
-Every iteration knows how many batches it must give, so that a short epoch is never silent; of the dataset as a whole
-only the length of a full epoch is stated, since an epoch that is resumed half-way has fewer. If bad elements are dropped
-and elements come one by one, their number is unknown before, and the cardinality is UNKNOWN.
+Every iteration knows how many batches it has to give, so that a short epoch is never silent; of the dataset as a whole
+only the length of a full epoch is stated, since an epoch that is resumed half-way has fewer. Where elements come one by
+one and bad ones are dropped, their number is unknown before, and the cardinality is UNKNOWN.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from mploader.tfdata.dataset import as_dataset
 
 
 class HostShard(tuple[int, int]):
-    """What a loader on one host has to know: the pair (index, count) for ``shard=``, and the replicas of the strategy."""
+    """What a loader on one host has to know: the pair (index, count) for ``shard=``, and the number of replicas."""
 
     num_replicas_in_sync: int
     """Replicas on all hosts."""

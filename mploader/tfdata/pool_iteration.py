@@ -83,7 +83,8 @@ class Handle(Generic[Owner, Reading]):
         def readings() -> Iterator[Any]:
             return Sticky(self._open(describe))
 
-        return tf.data.Dataset.from_generator(readings, output_signature=tf.TensorSpec((None,), tf.int64)).flat_map(merge)
+        opened = tf.data.Dataset.from_generator(readings, output_signature=tf.TensorSpec((None,), tf.int64))
+        return opened.flat_map(merge)
 
     def _open(self, describe: Callable[[Reading], tuple[int, ...]]) -> Iterator[Any]:
         owner = self._owner()

@@ -226,6 +226,7 @@ def test_a_loader_that_may_drop_samples_says_why_it_cannot_begin() -> None:
     with pytest.raises(mploader.SampleError, match=r"(?s)none of the samples that were tried.*is rotten") as caught:
         Loader(range(5), fail_at(*range(5)), batch_size=2, num_workers=1, on_bad_sample="drop")
     assert "pass on_bad_sample=" not in str(caught.value)
+    assert (caught.value.index, caught.value.kind) == (0, "ValueError")
 
 
 @pytest.mark.parametrize(
@@ -250,7 +251,7 @@ def test_bad_samples_can_be_dropped() -> None:
         bad = loader.bad_samples()
         assert [sample.index for sample in bad] == [2, 5, 10]
         assert bad[0].where == "squares.txt, line 3 at byte 16"
-        assert bad[0].error == "ValueError: sample 4 is rotten"
+        assert (bad[0].error, bad[0].kind) == ("ValueError: sample 4 is rotten", "ValueError")
         assert "is rotten" in bad[0].traceback
         assert loader.statistics().bad_samples == 3
 

@@ -144,8 +144,9 @@ def report_exception(index: int, where: str, error: BaseException) -> SampleRepo
     group = "spec" if isinstance(error, SpecError) else "environment" if is_environment(error) else "content"
     kind = clip(type(error).__name__, KIND_CHARACTERS)
     return SampleReport(
-        index, clip(where, MESSAGE_CHARACTERS), kind, message_of(error), traceback_of(error), group, *file_and_byte(where)
-    )
+        index, clip(where, MESSAGE_CHARACTERS), kind, message_of(error), traceback_of(error), group,
+        *file_and_byte(where),
+    )  # fmt: skip
 
 
 def file_and_byte(where: str) -> tuple[str | None, int | None]:

@@ -48,10 +48,11 @@ class MessageHandler:
         if not member.describing or message.index != self._crew.ledger.to_describe:
             return False
         data = member.area.read_text(message.payload_bytes)
-        name = member.process.name
-        self._crew.answer_description(
-            member, _read_description(data) if message.ok else _read_reports(data)[0].to_error(name, self._crew.ledger.advice)
-        )
+        if message.ok:
+            self._crew.answer_description(member, _read_description(data))
+        else:
+            error = _read_reports(data)[0].to_error(member.process.name, self._crew.ledger.advice)
+            self._crew.answer_description(member, error)
         return True
 
     def _accept_result(

@@ -34,7 +34,8 @@ pytestmark = pytest.mark.usefixtures("workers_in_threads", "nothing_is_left")
 
 
 def job(transform: Callable[..., Any] | None = None, policy: str = "raise") -> Job:
-    return Job(range(SAMPLES), transform, Plan(SAMPLES, BATCH, 0, False, False), OnBadSample.of(policy), is_batched=True)
+    plan = Plan(SAMPLES, BATCH, 0, False, False)
+    return Job(range(SAMPLES), transform, plan, OnBadSample.of(policy), is_batched=True)
 
 
 def make_pool(

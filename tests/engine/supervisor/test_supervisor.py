@@ -84,7 +84,8 @@ def make_pool(
 ) -> Pool:  # fmt: skip
     """A pool whose workers are of a kind, with some attributes of their class replaced."""
     changed = type(kind.__name__, (kind,), {"faults": faults or {}, **attributes})
-    job = Job(range(BATCHES * BATCH), None, Plan(BATCHES * BATCH, BATCH, 0, False, False), OnBadSample.RAISE, is_batched=True)
+    plan = Plan(BATCHES * BATCH, BATCH, 0, False, False)
+    job = Job(range(BATCHES * BATCH), None, plan, OnBadSample.RAISE, is_batched=True)
     with workers_in_threads(changed):
         pool = Pool(job, workers, stall_timeout_s)
     try:

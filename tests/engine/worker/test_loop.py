@@ -39,15 +39,16 @@ def area() -> WorkerArea:
 
 def make(source: Any, transform: Callable[..., Any] | None, policy: str = "raise") -> Worker:
     """A worker that nobody talks to."""
-    return Worker(cast(Any, None), -1, area(), Job(source, transform, PLAN, OnBadSample.of(policy), is_batched=True), -1)
+    job = Job(source, transform, PLAN, OnBadSample.of(policy), is_batched=True)
+    return Worker(cast(Any, None), -1, area(), job, -1)
 
 
 def elements(made: Worker, indices: Sequence[int], epoch: int = 0) -> tuple[list[Any], list[SampleReport]]:
     """The elements for some places of a batch, those without one left out; and the reports."""
     bad: list[SampleReport] = []
     kept = Kept()
-    for index in indices:
-        made._add_sample(kept, epoch, index, bad)
+    for offset, index in enumerate(indices):
+        made._add_sample(kept, epoch, index, offset, bad)
     return kept.elements, bad
 
 
