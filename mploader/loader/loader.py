@@ -237,7 +237,8 @@ class Loader(CoreOwner):
         size = "unbatched" if description.batch_size is None else f"batches of {description.batch_size}"
         return (
             f"<Loader: {description.plan.num_samples} samples, {size}, {len(self)} an epoch, "
-            f"{self.num_workers} workers, {slots.count} slots of {slots.slot_bytes / 2**20:.1f} MiB, next epoch {self.epoch}>"
+            f"{self.num_workers} workers, {slots.count} slots of {slots.slot_bytes / 2**20:.1f} MiB, "
+            f"next epoch {self.epoch}>"
         )
 
     def _repr_html_(self) -> str:

@@ -65,11 +65,11 @@ class Progress:
 class Consumption:
     """Counts what training has consumed of epochs that TensorFlow reads ahead.
 
-    Used by `mploader.tfdata`, on any thread. Epochs are consumed one after the other, in the order in which they were opened. An epoch that is given up half-way
-    is passed over as soon as batches of a later one are counted. TensorFlow may have read it to its end by then, so the
-    counter calls :meth:`give_up` where an iteration ends or another one begins. If nothing of an epoch was counted when
-    the next one is opened, it was a look ahead (Keras takes one to build a model, and one at the end of each epoch):
-    the next one then starts where it started.
+    Used by `mploader.tfdata`, on any thread. Epochs are consumed one after the other, in the order in which they were
+    opened. An epoch that is given up half-way is passed over as soon as batches of a later one are counted. TensorFlow
+    may have read it to its end by then, so the counter calls :meth:`give_up` where an iteration ends or another one
+    begins. If nothing of an epoch was counted when the next one is opened, it was a look ahead (Keras takes one to
+    build a model, and one at the end of each epoch): the next one then starts where it started.
     """
 
     def __init__(self) -> None:
