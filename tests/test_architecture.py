@@ -27,7 +27,7 @@ LAYERS: list[list[str]] = [
     ["engine.supervisor"],
     ["loader"],
     ["tfdata"],
-    ["loader.loader"],
+    ["loader.loader", "loader.image_directory", "loader.pydataset"],
     ["cli", "testing", "__main__"],
 ]
 PREFIXES = {prefix: number for number, layer in enumerate(LAYERS) for prefix in layer}

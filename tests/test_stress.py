@@ -519,7 +519,7 @@ def test_a_loader_without_batches_ends_in_time(monkeypatch: pytest.MonkeyPatch, 
 
 def fails(loader: Loader, test: stress_test.StressTest) -> Iterator[Any]:
     yield from first_three(loader, test)
-    loader._pool.fail(WorkerError("no worker can be kept alive"))
+    loader._core.pool.fail(WorkerError("no worker can be kept alive"))
     yield from first_three(loader, test)
 
 

@@ -16,7 +16,7 @@ GROWTH_BYTES = 48 * 2**20
 """What the trainer may grow by between the second and the last quarter of the test: noise of the allocator."""
 DESCRIPTORS_A_WORKER = 3
 AHEAD = 6
-"""Batches that tf.data may have taken and not given on; see ``mploader.loader.loader.SLOTS_IN_HAND``."""
+"""Batches that tf.data may have taken and not given on; see ``mploader.loader.sizing.SLOTS_IN_HAND``."""
 
 
 def content(tally: Tally, checker: Checker) -> list[Check]:

@@ -18,7 +18,7 @@ import tensorflow as tf
 from tensorflow.python.data.ops.iterator_ops import OwnedIterator
 from tensorflow.python.data.ops.multi_device_iterator_ops import OwnedMultiDeviceIterator
 
-from mploader.loader import generator_pool, loader
+from mploader.loader import open_pools
 
 GRACE_S = 1.0
 """How long a batch that is being waited for may take at the end of the program."""
@@ -42,8 +42,7 @@ def install() -> None:
 def _end(thread: threading.Thread) -> None:
     _ending.set()
     thread.join(GRACE_S)
-    loader.close_all()  # whoever still waits for a batch gets an error
-    generator_pool.close_all()
+    open_pools.close_all()  # a consumer that still waits for a batch gets an error
     thread.join(LIMIT_S)
 
 

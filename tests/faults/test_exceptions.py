@@ -36,7 +36,8 @@ def test_however_many_samples_of_a_batch_are_bad_each_is_told_with_its_place() -
     with Loader(source, batch_size=3500, num_workers=2, on_bad_sample="drop") as loader:
         delivered = [len(text) for batch in loader for text in batch]
         bad = loader.bad_samples()
-        assert loader._slot_bytes < source.LONG_BYTES, "the first of both batches is larger than its slot, too"
+        slot_bytes = loader._core.slots.slot_bytes
+        assert slot_bytes < source.LONG_BYTES, "the first of both batches is larger than its slot, too"
     good = [index for index in range(len(source)) if index % 1000 < source.GOOD]
     assert delivered == [source.LONG_BYTES if index == 2007 else 1 for index in good]
     assert [sample.index for sample in bad] == [index for index in range(len(source)) if index not in good]

@@ -17,7 +17,7 @@ from mploader.batching.codecs import Fixed, Strings
 from mploader.batching.layout import BatchLayout
 from mploader.batching.spec import STRING, ArraySpec
 from mploader.engine.ipc.job import GeneratorJob
-from mploader.loader.generator_pool import MIN_SLOT_BYTES, GeneratorPool, Pass
+from mploader.loader.generator_pool import MIN_BLOCK_BYTES, GeneratorPool, Pass
 from tests.faults import generating
 
 SHARDS = 4
@@ -87,7 +87,7 @@ def test_a_child_that_a_generator_forks_does_no_work_of_the_worker() -> None:
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("point", ["result unsent", "result sent"])
 def test_a_kill_over_blocks_that_are_larger_than_a_slot(point: str, ordered: bool) -> None:
-    text_bytes = MIN_SLOT_BYTES + 1
+    text_bytes = MIN_BLOCK_BYTES + 1
     with testing.faults(f"{point}:{generating.VICTIM}:KILL"):
         pool = open_pool(generating.plain, text_bytes)
         assert elements(pool.open_pass(), ordered) == expected(text_bytes)

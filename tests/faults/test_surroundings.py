@@ -29,7 +29,7 @@ Script = Callable[..., Any]
 def test_close_where_the_lock_is_held_does_not_wait() -> None:
     """As a ``__del__`` does that the garbage collector runs inside the loader."""
     loader = make_loader(transform=plain)
-    with loader._pool._state.lock:
+    with loader._core.pool._ledger.lock:
         loader.close()
         loader.statistics()
     loader.close()
@@ -72,8 +72,8 @@ def test_an_error_between_taking_a_batch_and_handing_it_over_reaches_the_consume
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def lend(self: Arena, *place: int, lend: Any = Arena.lend) -> Any:
-        loader._pool.fail(mploader.WorkerError("the real reason"))
-        loader._pool._thread.join()
+        loader._core.pool.fail(mploader.WorkerError("the real reason"))
+        loader._core.pool._thread.join()
         return lend(self, *place)
 
     with make_loader(transform=plain) as loader:

@@ -201,7 +201,7 @@ def test_a_killed_worker_costs_nothing(monkeypatch: pytest.MonkeyPatch, batch_si
     monkeypatch.setenv(fault_points.VARIABLE, "result unsent:1:KILL")
     faulted = make()
     assert values(faulted) == expected
-    assert faulted._mploader_pool.statistics().restarts >= 3
+    assert faulted._mploader_owner.statistics().restarts >= 3
 
 
 @pytest.mark.processes
@@ -381,17 +381,17 @@ def test_workers_do_not_import_tensorflow() -> None:
         ({"generator": lambda: iter(())}, "cannot be called with a shard"),
         ({"args": (1,)}, "cannot be called with a shard and 1 args"),
         ({"args": 2}, r"args=2: wants a tuple of further arguments, such as \(2,\)"),
-        ({"ordered": "no"}, "ordered='no': wants True or False"),
-        ({"drop_remainder": 1}, "drop_remainder=1: wants True or False"),
-        ({"drop_remainder": True}, "it needs batch_size="),
+        ({"ordered": "no"}, "ordered='no'"),
+        ({"drop_remainder": 1}, "drop_remainder=1"),
+        ({"drop_remainder": True}, "drop_remainder=True: expected batch_size="),
         ({"batch_size": 0}, "batch_size=0"),
         ({"cycle_length": 0}, "cycle_length=0"),
         ({"block_length": True}, "block_length=True"),
         ({"num_workers": 1.5}, "num_workers=1.5"),
         ({"stall_timeout": -1}, "stall_timeout=-1"),
-        ({"output_signature": tf.TensorSpec(None, tf.int64)}, "rank must be known"),
-        ({"output_signature": [tf.int64]}, "must be a structure"),
-        ({"output_signature": ()}, "output_signature is empty"),
+        ({"output_signature": tf.TensorSpec(None, tf.int64)}, "output_signature: .*known rank"),
+        ({"output_signature": [tf.int64]}, "output_signature: expected a structure"),
+        ({"output_signature": ()}, "output_signature: .*empty"),
     ],
 )
 def test_arguments_that_cannot_be_meant(change: dict[str, Any], message: str) -> None:

@@ -111,7 +111,7 @@ def test_an_element_with_a_ragged_component_that_is_too_shallow_is_named() -> No
 
 
 def test_a_ragged_component_of_rank_0_is_refused() -> None:
-    with pytest.raises(mploader.ArgumentError, match=r"nothing of it is ragged.*tf\.TensorSpec"):
+    with pytest.raises(mploader.ArgumentError, match=r"output_signature: .*tf\.TensorSpec"):
         read([[1]], tf.RaggedTensorSpec((None,), tf.int32, ragged_rank=0))
 
 

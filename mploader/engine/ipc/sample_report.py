@@ -13,6 +13,7 @@ import traceback
 from dataclasses import asdict, dataclass, fields
 
 from mploader._util.environment_errors import is_environment
+from mploader._util.location import Location
 from mploader._util.text import clip, clip_front
 from mploader.errors import LoaderError, ResourceError, SampleError, SpecError, StallError
 
@@ -41,6 +42,10 @@ class SampleReport:
         traceback: the worker's traceback as text.
         group: "content" (the data or the transform), "generator" (the same), "spec" (the element does not fit),
             "environment" (storage, memory, descriptors), "crash" (it killed its workers) or "stall" (they hung on it).
+        file: path or URL of the file that the sample lies in; None where the source does not say.
+        byte: offset of the sample in that file; None where the source does not say.
+        offset: the offset in the batch (without a batch size: in the block of elements) that the sample was read for;
+            None for a sample that was read for no batch.
     """
 
     index: int
@@ -49,25 +54,40 @@ class SampleReport:
     error: str
     traceback: str
     group: str
+    file: str | None = None
+    byte: int | None = None
+    offset: int | None = None
 
-    def to_error(self, worker: str) -> LoaderError:
-        """Returns the error that the consumer gets."""
+    def to_error(self, worker: str, advice: str = ADVICE) -> LoaderError:
+        """Returns the error that the consumer gets.
+
+        Args:
+            worker: name of the worker, as "worker 3".
+            advice: what to do about bad data or a fault in the transform; "" for none.
+        """
+        kind, text = self._error_text(worker, advice)
+        return kind(
+            text, index=self.index, file=self.file, byte=self.byte, kind=self.kind, traceback=self.traceback or None,
+            worker=worker,
+        )  # fmt: skip
+
+    def _error_text(self, worker: str, advice: str) -> tuple[type[LoaderError], str]:
         place = f"sample {self.index}" + (f" ({self.where})" if self.where else "")
         text = f"{place} failed in {worker}: {self.kind}: {self.error}"
         if self.group == "spec":
-            return SpecError(f"{text}\n\n{self.traceback}".rstrip())
+            return SpecError, f"{text}\n\n{self.traceback}".rstrip()
         if self.group == "environment":
             advice = "This is a fault of the machine or the storage, not of the data. It was tried several times."
             if self.kind == "MemoryError":
                 advice = "No memory is left for it, and it was tried several times: use fewer workers (num_workers=)."
-            return ResourceError(f"{text}\n{advice}\n\n{self.traceback}")
+            return ResourceError, f"{text}\n{advice}\n\n{self.traceback}"
         if self.group == "stall":
             advice = "If it may take so long, raise stall_timeout=. Otherwise see where it hangs:"
-            return StallError(f"{text}\n{advice}\n\n{self.traceback}")
+            return StallError, f"{text}\n{advice}\n\n{self.traceback}"
         if self.group == "generator":
             advice = "An element cannot be left out: mend the generator."
-            return SampleError(f"{text}\n{advice}\n\n{self.traceback}".rstrip())
-        return SampleError(f"{text}\n{ADVICE}\n\n{self.traceback}".rstrip())
+        parts = (f"{text}\n{advice}" if advice else text, self.traceback)
+        return SampleError, "\n\n".join(parts).rstrip()
 
 
 @dataclass(frozen=True)
@@ -80,12 +100,26 @@ class BadSample:
         error: the original exception, as ``Type: message``.
         traceback: the worker's traceback as text, of the first 100 of an epoch; "" for others, and where so many
             samples of one batch are bad that it had no room.
+        file: path or URL of the file that the sample lies in; None where the source does not say.
+        byte: offset of the sample in that file; None where the source does not say.
+        kind: the name of the original exception's class.
     """
 
     index: int
     where: str
     error: str
     traceback: str
+    file: str | None = None
+    byte: int | None = None
+    kind: str = ""
+
+    @classmethod
+    def of(cls, report: SampleReport, *, keep_traceback: bool) -> BadSample:
+        """Makes the record of a sample from its report."""
+        return cls(
+            report.index, report.where, f"{report.kind}: {report.error}", report.traceback if keep_traceback else "",
+            report.file, report.byte, report.kind,
+        )  # fmt: skip
 
 
 def report_exception(index: int, where: str, error: BaseException) -> SampleReport:
@@ -93,8 +127,17 @@ def report_exception(index: int, where: str, error: BaseException) -> SampleRepo
     group = "spec" if isinstance(error, SpecError) else "environment" if is_environment(error) else "content"
     kind = clip(type(error).__name__, KIND_CHARACTERS)
     return SampleReport(
-        index, clip(where, MESSAGE_CHARACTERS), kind, message_of(error), traceback_of(error), group
-    )
+        index, clip(where, MESSAGE_CHARACTERS), kind, message_of(error), traceback_of(error), group,
+        *file_and_byte(where),
+    )  # fmt: skip
+
+
+def file_and_byte(where: str) -> tuple[str | None, int | None]:
+    """Returns the file and the byte that a source names; a name of more than 2,000 characters is left out."""
+    if not isinstance(where, Location):
+        return None, None
+    is_short = where.file is not None and len(where.file) <= MESSAGE_CHARACTERS
+    return where.file if is_short else None, where.byte
 
 
 def message_of(error: BaseException) -> str:
@@ -177,6 +220,8 @@ def _read(row: object) -> SampleReport:
     names = {field.name for field in fields(SampleReport)}
     if not isinstance(row, dict) or set(row) != names or type(row["index"]) is not int:
         raise ValueError("not a report")
-    if not all(isinstance(value, str) for name, value in row.items() if name != "index"):
-        raise ValueError("not a report")
+    for name, value in row.items():
+        kind = int if name in ("index", "byte", "offset") else str
+        if type(value) is not kind and not (value is None and name in ("file", "byte", "offset")):
+            raise ValueError("not a report")
     return SampleReport(**row)

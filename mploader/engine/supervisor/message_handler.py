@@ -11,7 +11,7 @@ import time
 
 from mploader._util.shared_memory import Array
 from mploader.engine.ipc import messages, sample_report
-from mploader.engine.ipc.job import ProbedElement
+from mploader.engine.ipc.job import ProbeResult
 from mploader.engine.ipc.sample_report import SampleReport
 from mploader.engine.ipc.slots import Slots
 from mploader.engine.ipc.worker_status import TEXT_BYTES
@@ -56,7 +56,7 @@ class MessageHandler:
         if message.ok:
             self._table.answer_probe(entry, _read_probe(data))
         else:
-            self._table.answer_probe(entry, _read_reports(data)[0].to_error(entry.handle.name))
+            self._table.answer_probe(entry, _read_reports(data)[0].to_error(entry.handle.name, self._table.job.advice))
         return True
 
     def _result(
@@ -74,7 +74,7 @@ class MessageHandler:
         if message.report_bytes or isinstance(message, messages.Failed):
             reports = self._with_last_words(_read_reports(_report_bytes(message, slots, overflow)))
         if isinstance(message, messages.Failed):
-            scheduler.failed(assignment, ReadyBatch(error=reports[0].to_error(entry.handle.name)))
+            scheduler.failed(assignment, ReadyBatch(error=reports[0].to_error(entry.handle.name, self._table.job.advice)))
         elif not self._made(entry, assignment, message, reports, overflow, slots):
             return False
         self._table.made(message.task)
@@ -131,11 +131,11 @@ def _read_reports(data: bytes) -> list[SampleReport]:
         raise messages.ProtocolError(f"a report that cannot be read: {error}") from error
 
 
-def _read_probe(data: bytes) -> ProbedElement:
+def _read_probe(data: bytes) -> ProbeResult:
     try:
         probed = pickle.loads(data)
     except Exception as error:  # unpickling raises anything
         raise messages.ProtocolError(f"a probe that cannot be read: {error!r}") from error
-    if not isinstance(probed, ProbedElement):
+    if not isinstance(probed, ProbeResult):
         raise messages.ProtocolError(f"expected a probed element, got a {type(probed).__name__}")
     return probed

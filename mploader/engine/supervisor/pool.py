@@ -17,7 +17,7 @@ from mploader._util.shared_memory import PAGE, align
 from mploader.batching.layout import BatchLayout
 from mploader.engine.ipc import serialization
 from mploader.engine.ipc.arena import Arena
-from mploader.engine.ipc.job import Job, ProbedElement
+from mploader.engine.ipc.job import Job, ProbeResult
 from mploader.engine.ipc.sample_report import STALLED
 from mploader.engine.ipc.worker_status import TEXT_BYTES
 from mploader.engine.scheduler.crash_policy import CrashPolicy
@@ -66,7 +66,7 @@ class Pool:
         with contextlib.ExitStack() as opened:
             self._arena = Arena(num_workers)
             opened.callback(self._arena.close)
-            job_fd = serialization.pack(job)
+            job_fd = serialization.pack(job, arguments=job.arguments)
             opened.callback(os.close, job_fd)
             self._job_fd = job_fd
             self._counters = Counters(num_workers)
@@ -106,7 +106,7 @@ class Pool:
 
     # Before the first batch
 
-    def probe(self, sample_index: int) -> ProbedElement:
+    def probe(self, sample_index: int) -> ProbeResult:
         """Has a worker make the element of one sample and returns its description.
 
         Raises:
@@ -203,7 +203,7 @@ class Pool:
             self._open_scheduler()  # an open pool has its job's file
             job_fd = os.dup(self._job_fd)
         try:
-            renewal = serialization.SharedFile(serialization.pack(source, job_fd))
+            renewal = serialization.SharedFile(serialization.pack(source, job_fd, arguments={"source": source}))
         finally:
             os.close(job_fd)
         with self._state.lock:
@@ -263,6 +263,36 @@ class Pool:
         ready = self._next(lambda _: {series: batch_index}, left_ns)
         assert ready is not None, "a series has its batch"
         return ready
+
+    def make_batch(self, epoch: int, batch_index: int, first: int = 0) -> ReadyBatch:
+        """Makes one batch outside of any stream, for debugging, and waits for it.
+
+        No consumer is counted as waiting, and a batch that cannot be made does not end the pool.
+
+        Args:
+            epoch: the epoch.
+            batch_index: the batch's place in the epoch.
+            first: see :meth:`Scheduler.open_series`.
+
+        Raises:
+            LoaderError: the batch cannot be made, or the pool is closed or has failed.
+        """
+        state, series = self._state, self.open_series(epoch, batch_index + 1, batch_index, first=first)
+        taken: Taken | None = None
+        try:
+            with state.lock:
+                found = state.take(lambda _: {series: batch_index})
+                assert found is not None, "a series has its batch"
+                _, taken = found
+                ready: ReadyBatch = taken.result
+                if ready.error is not None:
+                    raise ready.error.again()
+            batch, taken = self._hand_over(taken, ready), None
+        finally:
+            self.cancel_series(series)
+            if taken is not None and taken.slot is not None:  # an interrupt came before the batch had an owner
+                self._arena.released.put((taken.slot, taken.generation))
+        return dataclasses.replace(ready, overflow=None, batch=batch, got_ns=time.monotonic_ns())
 
     def next_of_group(self, group: int, left_ns: int = 0) -> ReadyBatch | None:
         """Waits for the first batch of any generator of a group; as :meth:`next_batch`.

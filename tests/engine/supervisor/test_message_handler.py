@@ -11,7 +11,7 @@ import pytest
 
 from mploader.batching.spec import ArraySpec
 from mploader.engine.ipc import messages, sample_report, serialization
-from mploader.engine.ipc.job import ProbedElement
+from mploader.engine.ipc.job import ProbeResult
 from mploader.engine.ipc.sample_report import SampleReport
 from mploader.engine.ipc.worker_status import TEXT_BYTES
 from mploader.engine.scheduler.states import Assignment, Replay, SlotState
@@ -203,7 +203,7 @@ def test_a_worker_that_cannot_start_says_why(fake: FakeWorkerTable) -> None:
 
 def test_a_probe_answers_the_consumer_that_asked(fake: FakeWorkerTable) -> None:
     entry = fake.entries[0]
-    probed = ProbedElement(ArraySpec((3,), np.dtype(np.int64)), (24,))
+    probed = ProbeResult(ArraySpec((3,), np.dtype(np.int64)), (24,))
     size = entry.handle.status.write_text(serialization.dumps(probed))
 
     def answer(sample_index: int) -> messages.Probed:

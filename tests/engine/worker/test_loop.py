@@ -17,7 +17,7 @@ from mploader.batching.choose_layout import make_layout
 from mploader.batching.spec import ArraySpec
 from mploader.engine.ipc import messages, sample_report, serialization
 from mploader.engine.ipc.arena import Arena
-from mploader.engine.ipc.job import GeneratorJob, ProbedElement, SampleJob
+from mploader.engine.ipc.job import GeneratorJob, ProbeResult, SampleJob
 from mploader.engine.ipc.messages import AddSlots, Cancel, Condemn, Failed, Hello, Made, Make, Open, Probe, Probed
 from mploader.engine.ipc.worker_status import TEXT_BYTES
 from mploader.engine.worker.generators import GeneratorMaker
@@ -163,7 +163,7 @@ def test_an_element_is_probed_before_there_are_slots(trainer_of: Start) -> None:
     answer = trainer.answer()
     assert (type(answer), answer.sample_index, answer.ok) == (Probed, 3, 1)
     probed = pickle.loads(trainer.status.read_text(answer.text_bytes))
-    assert probed == ProbedElement(ArraySpec((), np.dtype(np.int64)), (8,))
+    assert probed == ProbeResult(ArraySpec((), np.dtype(np.int64)), (8,))
 
 
 def test_a_probe_of_a_bad_sample_is_answered_with_a_report(trainer_of: Start) -> None:
