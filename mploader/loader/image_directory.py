@@ -111,14 +111,14 @@ def image_dataset_from_directory(
     if shuffle:
         np.random.RandomState(seed).shuffle(order)  # as Keras does, so that the split is the same
     datasets = []
-    for part, places in _split(order, validation_split, subset):
-        if not len(places):
+    for part, indices in _split(order, validation_split, subset):
+        if not len(indices):
             raise ArgumentError(
                 f"there are no {part}images in {os.fspath(directory)}: expected files that end in {tuple(formats)}"
             )
-        chosen = [paths[place] for place in places]
+        chosen = [paths[index] for index in indices]
         loader = Loader(
-            LabelledFiles(PackedStrings.of(chosen), None if rows is None else rows[places]), transform,
+            LabelledFiles(PackedStrings.of(chosen), None if rows is None else rows[indices]), transform,
             batch_size=batch_size, shuffle=shuffle and not (subset == "both" and part == "validation "), seed=seed,
             num_workers=num_workers, on_bad_sample=on_bad_sample, memory=memory, stall_timeout=stall_timeout,
         )  # fmt: skip

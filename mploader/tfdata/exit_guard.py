@@ -1,8 +1,8 @@
 """The end of the program, while TensorFlow still reads ahead from a loader.
 
-A thread of TensorFlow that wants to run Python once the interpreter has begun to end is ended itself, wherever it is
-(``PyThread_exit_thread`` in CPython's ``take_gil``). The iterator that it reads for is ended with the last variables of
-the program, waits for it then, and the program hangs. So all iterators are ended before, in an exit handler.
+Once the interpreter has begun to end, a thread of TensorFlow that enters Python is ended by CPython, wherever it is
+(``PyThread_exit_thread`` in ``take_gil``). The iterator that it reads for goes with the last variables of the program
+and then waits for that thread, so the program hangs. So an exit handler ends all iterators before.
 """
 
 from __future__ import annotations
