@@ -109,7 +109,7 @@ class RaiseOne:
 
 
 class Impatient(RaiseOne):
-    """The same, in a worker that does not pause before it tries again; tells how often it was called."""
+    """The same, in a worker that does not pause before it tries again; its error says how often it was called."""
 
     def __init__(self, error: type[BaseException]) -> None:
         super().__init__(error)

@@ -18,7 +18,7 @@ def token() -> str:
     return f"MPLOADER_CENSUS={os.environ['MPLOADER_CENSUS']}"
 
 
-def test_a_loader_that_somebody_refers_to_is_found() -> None:
+def test_a_loader_that_is_still_referred_to_is_found() -> None:
     before = Census.take(token())
     loader = make_loader(transform=plain)
     left = "\n".join(before.settle(0.0))

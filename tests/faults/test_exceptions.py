@@ -65,7 +65,7 @@ def test_an_exception_is_a_sample_error_that_stays(error: type[BaseException]) -
 
 
 @pytest.mark.parametrize("error", raising.of_the_machine())
-def test_what_tells_of_the_machine_is_tried_again_and_never_skipped(error: type[BaseException]) -> None:
+def test_a_fault_of_the_machine_is_tried_again_and_never_skipped(error: type[BaseException]) -> None:
     with (
         Loader(range(12), raising.Impatient(error), batch_size=4, num_workers=1, on_bad_sample="drop") as loader,
         pytest.raises(ResourceError, match=f"{error.__name__}: call 4\n.*tried several times"),

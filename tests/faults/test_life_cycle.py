@@ -147,7 +147,7 @@ def test_a_fork_that_exits_or_dies_does_not_disturb_the_trainer() -> None:
         assert work.digest([*batches, *run]) == expected
 
 
-def test_somebody_else_collects_the_workers() -> None:
+def test_another_part_of_the_program_collects_the_workers() -> None:
     import signal
 
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)

@@ -202,7 +202,7 @@ NOBODY = (
 @pytest.mark.parametrize(("processes", "result"), [(1, "ResourceError"), (2, "ResourceError"), (4, "2016")])
 def test_few_processes(processes: int, result: str) -> None:
     if os.geteuid() or subprocess.run([*NOBODY, sys.executable, "-c", ""], check=False).returncode:
-        pytest.skip("becoming somebody else needs root, and setpriv")
+        pytest.skip("becoming another user needs root, and setpriv")
     program = f"""
 import resource
 import mploader

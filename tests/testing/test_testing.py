@@ -44,7 +44,7 @@ def test_a_fault_strikes_inside_the_block_and_the_stream_stays_the_same(monkeypa
 
 
 @pytest.mark.parametrize("text", ["", "mid decode", "nowhere:1:KILL", "idle:1:BITE", "idle:one:KILL", "idle:1:KILL:x"])
-def test_what_is_no_fault_is_refused(text: str) -> None:
+def test_a_text_that_is_not_a_fault_is_refused(text: str) -> None:
     with pytest.raises(ArgumentError, match="MPLOADER_FAULT"), faults(text):
         pass
 

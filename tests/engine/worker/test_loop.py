@@ -39,11 +39,9 @@ class Trainer:
         self.arena = Arena(1)
         self.channel, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.status = self.arena.statuses[0]
-        maker: Maker
-        if isinstance(job, GeneratorJob):
-            maker = GeneratorMaker(job, self.status)
-        else:
-            maker = SampleMaker(job, self.status, -1)
+        maker: Maker = (
+            GeneratorMaker(job, self.status) if isinstance(job, GeneratorJob) else SampleMaker(job, self.status, -1)
+        )
         self.loop = WorkerLoop(self.theirs, self.arena.fd, self.status, maker)
         self._task = 0
 
