@@ -2,11 +2,10 @@
 
     python examples/benchmarks/statistics_cost.py
 
-Takes the time of everything that is done for the statistics alone: in a worker for a batch of 64 samples, in the
-trainer for each batch. Processor time of one thread. The shares below the table are of the least of 15 rounds, which a
-busy machine disturbs little, and of what such a batch takes: 64 photographs on one core (1,028 images a second with two
-workers), and the hand-off goal of 400 batches a second with two workers whose transform returns an array that it has
-ready.
+Measures everything that is done for the statistics alone: in a worker for a batch of 64 samples, in the trainer for
+each batch. The unit is CPU time of one thread. The shares below the table use the fastest of 15 rounds, which a busy
+machine disturbs least. They are shares of the time of such a batch: 64 photographs on one core (1,028 images/s with
+two workers), and the hand-off goal of 400 batches/s with two workers whose transform returns a constant array.
 
 Latest, on two cores with other load::
 
@@ -36,7 +35,7 @@ REPEATS = 200
 
 
 def cost_us(function: Callable[[], object]) -> float:
-    """Returns the processor time of one call in microseconds."""
+    """Returns the CPU time of one call in microseconds."""
     started_ns = time.thread_time_ns()
     for _ in range(REPEATS):
         function()
@@ -44,7 +43,7 @@ def cost_us(function: Callable[[], object]) -> float:
 
 
 def worker_batch(stages: StageTimer, is_quick: bool) -> None:
-    """What a worker does for the statistics of one batch."""
+    """The work of a worker for the statistics of one batch."""
     sample = (bytes(110_000), 3)
     stages._is_quick = is_quick
     stages.start_batch(time.monotonic_ns())
@@ -63,7 +62,7 @@ def worker_batch(stages: StageTimer, is_quick: bool) -> None:
 
 
 def work() -> dict[str, Callable[[], object]]:
-    """What is done for the statistics, by name."""
+    """The functions to measure, by name."""
     counters, schedule, stages = Counters(2), Scheduler(10, 4), StageTimer()
     message = messages.Filled(*([1] * len(messages.Filled.__dataclass_fields__)))
 
@@ -83,7 +82,7 @@ def work() -> dict[str, Callable[[], object]]:
 
 
 def main() -> None:
-    """Entry point."""
+    """Runs the benchmark."""
     args = common.parser(__doc__, rounds=15).parse_args()
     functions = work()
     rows = {name: Row(name) for name in functions}
