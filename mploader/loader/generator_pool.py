@@ -14,6 +14,7 @@ import numpy as np
 from mploader._util.trees import map_structure
 from mploader.batching.layout import BatchLayout
 from mploader.engine.ipc.job import GeneratorJob
+from mploader.engine.ipc.slots import slot_bytes
 from mploader.engine.supervisor.pool import Pool
 from mploader.engine.supervisor.ready_batch import ReadyBatch
 from mploader.loader import open_pools, sizing
@@ -57,7 +58,7 @@ class GeneratorPool:
         self.layout = layout
         self.window = window
         room = max(block_bytes, MIN_BLOCK_BYTES)
-        wanted = max((BLOCKS_AHEAD + 1) * window + 2 * num_workers, AHEAD_BYTES // sizing.slot_bytes(room))
+        wanted = max((BLOCKS_AHEAD + 1) * window + 2 * num_workers, AHEAD_BYTES // slot_bytes(room))
         slots = sizing.slots_for_blocks(room, wanted, window)
         self.max_idle = slots.count // BLOCKS_AHEAD  # all their blocks fit
         self._pool = Pool(job, num_workers, stall_timeout_s)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from mploader._util import resources
-from mploader._util.shared_memory import PAGE, align
+from mploader.engine.ipc.slots import slot_bytes
 from mploader.engine.ipc.worker_status import TEXT_BYTES
 from mploader.errors import ResourceError
 
@@ -38,11 +38,6 @@ class Slots:
     def slot_bytes(self) -> int:
         """What one slot takes of the memory, in bytes: whole pages, with room for reports beside the batch."""
         return slot_bytes(self.batch_bytes)
-
-
-def slot_bytes(batch_bytes: int) -> int:
-    """Returns what a slot takes of the memory, in bytes: whole pages, as the arena cuts it."""
-    return align(batch_bytes + TEXT_BYTES, PAGE)
 
 
 def room_for_batch(fixed_bytes: int, varying_bytes: int | None) -> int:

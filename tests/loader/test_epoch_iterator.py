@@ -10,7 +10,8 @@ import pytest
 
 from mploader import ArgumentError, Loader, SampleError
 from mploader.engine.ipc.sample_report import SampleReport
-from mploader.engine.supervisor.pool import Delivery, Pool
+from mploader.engine.supervisor.pool import Pool
+from mploader.engine.supervisor.ready_batch import ReadyBatch
 from mploader.errors import LoaderError, WorkerError
 from mploader.loader.epoch_iterator import Elements, EpochIterator
 from mploader.loader.position import Position
@@ -33,7 +34,7 @@ class FakePool:
         self.given_up: list[int] = []
         self.ends = 0
 
-    def next_batch(self, run: int, position: int, left_ns: int) -> Delivery:
+    def next_batch(self, run: int, position: int, left_ns: int) -> ReadyBatch:
         self.asked.append(position)
         bad = self.bad.get(position, [])
         samples = [at for at in range(position * self.size, min((position + 1) * self.size, SAMPLES)) if at not in bad]
@@ -43,12 +44,12 @@ class FakePool:
             )
             for index in bad
         ]
-        return Delivery(np.array(samples), len(samples), reports, -1, False, 1 + len(self.asked))
+        return ReadyBatch(batch=np.array(samples), samples=len(samples), reports=reports, got_ns=1 + len(self.asked))
 
     def fail(self, error: LoaderError) -> None:
         self.errors.append(error)
 
-    def give_up_run(self, run: int) -> None:
+    def cancel_series(self, run: int) -> None:
         self.given_up.append(run)
 
     def note_end(self, left_ns: int) -> None:

@@ -14,10 +14,10 @@ from mploader.loader import sizing
 @pytest.mark.usefixtures("workers_in_threads")
 def test_slots_of_tiny_batches_keep_to_the_memory(memory: str) -> None:
     with Loader(range(100), batch_size=2, num_workers=4, memory=memory) as loader:
-        slots = loader._core.pool._arena.slots
+        (segment,) = loader._core.pool._arena.slots.segments
         assert slots is not None
-        assert slots.count * slots.slot_bytes <= int(memory[:-3]) * 2 ** (10 if "K" in memory else 20)
-        assert (slots.count, slots.slot_bytes) == (loader._core.slots.count, loader._core.slots.slot_bytes)
+        assert segment.count * segment.slot_bytes <= int(memory[:-3]) * 2 ** (10 if "K" in memory else 20)
+        assert (segment.count, segment.slot_bytes) == (loader._core.slots.count, loader._core.slots.slot_bytes)
 
 
 def test_whole_pages_count() -> None:

@@ -13,13 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 from mploader._util.platform_check import resource
-from mploader._util.shared_memory import PAGE, align
 from mploader.batching.layout import BatchLayout
 from mploader.engine.ipc import serialization
 from mploader.engine.ipc.arena import Arena
 from mploader.engine.ipc.job import Job, ProbeResult
 from mploader.engine.ipc.sample_report import STALLED
-from mploader.engine.ipc.worker_status import TEXT_BYTES
+from mploader.engine.ipc.slots import slot_bytes
 from mploader.engine.scheduler.crash_policy import CrashPolicy
 from mploader.engine.scheduler.scheduler import Scheduler
 from mploader.engine.scheduler.states import SlotState, Taken
@@ -144,7 +143,7 @@ class Pool:
             self._state.check()  # an open pool has its memory's file, and keeps it open as long as the lock is held
             self._arena.store_layout(serialization.dumps(layout))
             self._arena.add_slots(slots, batch_bytes)
-            self._counters.allocated(slots if wanted is None else wanted, slot_size(batch_bytes))
+            self._counters.allocated(slots if wanted is None else wanted, slot_bytes(batch_bytes))
             self._state.layout = layout
             self._batch_bytes = batch_bytes
             self._state.scheduler = Scheduler(slots, reserved)
@@ -454,11 +453,6 @@ class Pool:
                 f"this loader belongs to process {self._owner_pid}, and this is its fork {os.getpid()}; "
                 "a loader does not survive a fork: make one in this process"
             )
-
-
-def slot_size(batch_bytes: int) -> int:
-    """Bytes of a slot for batches of ``batch_bytes``, with room for a report, rounded up to whole pages."""
-    return align(batch_bytes + TEXT_BYTES, PAGE)
 
 
 def _check_group(scheduler: Scheduler, group: int) -> None:

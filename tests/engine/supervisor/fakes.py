@@ -7,6 +7,7 @@ from typing import Any, cast
 from mploader.engine.ipc import messages
 from mploader.engine.ipc.arena import Arena
 from mploader.engine.ipc.job import GeneratorJob, Job, SampleJob
+from mploader.engine.ipc.on_bad_sample import OnBadSample
 from mploader.engine.ipc.sample_report import STALLED
 from mploader.engine.ipc.worker_status import WorkerStatus
 from mploader.engine.scheduler.crash_policy import CrashPolicy
@@ -147,4 +148,4 @@ def _job(skips: bool, inputs: list[Any] | None) -> Job:
     samples = BATCH * BATCHES
     plan = Plan(samples, BATCH, 0, False, False)
     policy = "drop" if skips else "raise"
-    return SampleJob(source=range(samples), transform=None, plan=plan, on_bad_sample=policy, is_batched=True)
+    return SampleJob(source=range(samples), transform=None, plan=plan, on_bad_sample=OnBadSample.of(policy), is_batched=True)

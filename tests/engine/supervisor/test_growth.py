@@ -15,6 +15,7 @@ from mploader.batching.choose_layout import make_layout
 from mploader.batching.spec import ArraySpec
 from mploader.engine.ipc.arena import Arena
 from mploader.engine.ipc.job import GeneratorJob, Job, SampleJob
+from mploader.engine.ipc.on_bad_sample import OnBadSample
 from mploader.engine.supervisor.pool import Pool
 from mploader.engine.supervisor.worker_handle import Launcher, WorkerStart, chosen_launcher, use_launcher
 from mploader.errors import ClosedError, ResourceError
@@ -46,7 +47,7 @@ class ThreadLauncher:
 
 def job() -> SampleJob:
     return SampleJob(
-        source=range(SAMPLES), transform=noisy, plan=Plan(SAMPLES, BATCH, seed=5, shuffle=True), on_bad_sample="raise",
+        source=range(SAMPLES), transform=noisy, plan=Plan(SAMPLES, BATCH, seed=5, shuffle=True), on_bad_sample=OnBadSample.RAISE,
         is_batched=True,
     )  # fmt: skip
 

@@ -17,6 +17,7 @@ from mploader.batching.choose_layout import make_layout
 from mploader.batching.layout import BatchLayout
 from mploader.batching.spec import ArraySpec
 from mploader.engine.ipc.job import GeneratorJob, Job, SampleJob
+from mploader.engine.ipc.on_bad_sample import OnBadSample
 from mploader.engine.supervisor import pool as pool_module
 from mploader.engine.supervisor.pool import Pool
 from mploader.engine.supervisor.ready_batch import ReadyBatch
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("workers_in_threads", "nothing_is_left")
 def job(transform: Callable[..., Any] | None = None, policy: str = "raise", source: Any = None) -> SampleJob:
     return SampleJob(
         source=range(SAMPLES) if source is None else source, transform=transform,
-        plan=Plan(SAMPLES, BATCH, 0, False, False), on_bad_sample=policy, is_batched=True,
+        plan=Plan(SAMPLES, BATCH, 0, False, False), on_bad_sample=OnBadSample.of(policy), is_batched=True,
     )  # fmt: skip
 
 

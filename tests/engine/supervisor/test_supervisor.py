@@ -21,6 +21,7 @@ from mploader.batching.spec import ArraySpec
 from mploader.engine.ipc import messages, serialization
 from mploader.engine.ipc.arena import Arena
 from mploader.engine.ipc.job import SampleJob
+from mploader.engine.ipc.on_bad_sample import OnBadSample
 from mploader.engine.ipc.worker_status import WorkerStatus
 from mploader.engine.scheduler.crash_policy import MAX_EARLY_DEATHS
 from mploader.engine.supervisor import failure_handler, supervisor
@@ -90,7 +91,7 @@ def make_pool(
     changed = type(kind.__name__, (kind,), {"faults": faults or {}, **attributes})
     job = SampleJob(
         source=range(BATCHES * BATCH), transform=None, plan=Plan(BATCHES * BATCH, BATCH, 0, False, False),
-        on_bad_sample="raise", is_batched=True,
+        on_bad_sample=OnBadSample.RAISE, is_batched=True,
     )  # fmt: skip
     with workers_in_threads(changed):
         pool = Pool(job, workers, stall_timeout_s)

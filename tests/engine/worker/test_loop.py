@@ -19,6 +19,7 @@ from mploader.engine.ipc import messages, sample_report, serialization
 from mploader.engine.ipc.arena import Arena
 from mploader.engine.ipc.job import GeneratorJob, ProbeResult, SampleJob
 from mploader.engine.ipc.messages import AddSlots, Cancel, Condemn, Failed, Hello, Made, Make, Open, Probe, Probed
+from mploader.engine.ipc.on_bad_sample import OnBadSample
 from mploader.engine.ipc.worker_status import TEXT_BYTES
 from mploader.engine.worker.generators import GeneratorMaker
 from mploader.engine.worker.loop import WorkerLoop, serve
@@ -97,7 +98,7 @@ def trainer_of() -> Iterator[Start]:
 
 def samples(transform: Callable[..., Any] | None = None, policy: str = "raise") -> SampleJob:
     return SampleJob(
-        source=Squares(SAMPLES), transform=transform, plan=Plan(SAMPLES, BATCH, 0, False, False), on_bad_sample=policy,
+        source=Squares(SAMPLES), transform=transform, plan=Plan(SAMPLES, BATCH, 0, False, False), on_bad_sample=OnBadSample.of(policy),
         is_batched=True,
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from mploader.batching.writer import BatchWriter
 from mploader.engine.ipc import sample_report
 from mploader.engine.ipc.job import SampleJob
 from mploader.engine.ipc.messages import Condemn
+from mploader.engine.ipc.on_bad_sample import OnBadSample
 from mploader.engine.ipc.sample_report import SampleReport
 from mploader.engine.ipc.worker_status import STATUS_BYTES, WorkerStatus
 from mploader.engine.worker import samples as samples_module
@@ -42,7 +43,7 @@ def status() -> WorkerStatus:
 
 
 def job(source: Any, transform: Callable[..., Any] | None, policy: str = "raise") -> SampleJob:
-    return SampleJob(source=source, transform=transform, plan=PLAN, on_bad_sample=policy, is_batched=True)
+    return SampleJob(source=source, transform=transform, plan=PLAN, on_bad_sample=OnBadSample.of(policy), is_batched=True)
 
 
 def make(source: Any, transform: Callable[..., Any] | None, policy: str = "raise") -> SampleMaker:
@@ -57,7 +58,7 @@ def elements(
     bad: list[SampleReport] = []
     kept = Kept()
     for index in indices:
-        made._add(epoch, index, cast(BatchWriter, kept), timer or StageTimer(), bad)
+        made._add(epoch, index, 0, cast(BatchWriter, kept), timer or StageTimer(), bad)
     return kept.elements, bad
 
 
