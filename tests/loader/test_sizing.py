@@ -15,7 +15,6 @@ from mploader.loader import sizing
 def test_slots_of_tiny_batches_keep_to_the_memory(memory: str) -> None:
     with Loader(range(100), batch_size=2, num_workers=4, memory=memory) as loader:
         (segment,) = loader._core.pool._arena.slots.segments
-        assert slots is not None
         assert segment.count * segment.slot_bytes <= int(memory[:-3]) * 2 ** (10 if "K" in memory else 20)
         assert (segment.count, segment.slot_bytes) == (loader._core.slots.count, loader._core.slots.slot_bytes)
 
