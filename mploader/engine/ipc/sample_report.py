@@ -35,7 +35,8 @@ class SampleReport:
     """One sample that could not be made into an element.
 
     Attributes:
-        index: the sample's number in the source.
+        index: the sample's number in the source; of a generator, the number of the element. None: the report is on a
+            batch as a whole.
         where: what ``source.where(index)`` says, or "".
         kind: the name of the original exception's class.
         error: its message.
@@ -48,7 +49,7 @@ class SampleReport:
             None for a sample that was read for no batch.
     """
 
-    index: int
+    index: int | None
     where: str
     kind: str
     error: str
@@ -72,7 +73,8 @@ class SampleReport:
         )  # fmt: skip
 
     def _error_text(self, worker: str, advice: str) -> tuple[type[LoaderError], str]:
-        place = f"sample {self.index}" + (f" ({self.where})" if self.where else "")
+        where = f" ({self.where})" if self.where else ""
+        place = self.where if self.index is None else f"sample {self.index}{where}"
         text = f"{place} failed in {worker}: {self.kind}: {self.error}"
         if self.group == "spec":
             return SpecError, f"{text}\n\n{self.traceback}".rstrip()
@@ -116,13 +118,14 @@ class BadSample:
     @classmethod
     def of(cls, report: SampleReport, *, keep_traceback: bool) -> BadSample:
         """Makes the record of a sample from its report."""
+        assert report.index is not None, "a bad sample has a number"
         return cls(
             report.index, report.where, f"{report.kind}: {report.error}", report.traceback if keep_traceback else "",
             report.file, report.byte, report.kind,
         )  # fmt: skip
 
 
-def report_exception(index: int, where: str, error: BaseException) -> SampleReport:
+def report_exception(index: int | None, where: str, error: BaseException) -> SampleReport:
     """Describes an exception of the source or the transform."""
     group = "spec" if isinstance(error, SpecError) else "environment" if is_environment(error) else "content"
     kind = clip(type(error).__name__, KIND_CHARACTERS)
@@ -218,10 +221,10 @@ def decode(data: bytes) -> list[SampleReport]:
 
 def _read(row: object) -> SampleReport:
     names = {field.name for field in fields(SampleReport)}
-    if not isinstance(row, dict) or set(row) != names or type(row["index"]) is not int:
+    if not isinstance(row, dict) or set(row) != names:
         raise ValueError("not a report")
     for name, value in row.items():
         kind = int if name in ("index", "byte", "offset") else str
-        if type(value) is not kind and not (value is None and name in ("file", "byte", "offset")):
+        if type(value) is not kind and not (value is None and name in ("index", "file", "byte", "offset")):
             raise ValueError("not a report")
     return SampleReport(**row)

@@ -74,7 +74,8 @@ class MessageHandler:
         if message.report_bytes or isinstance(message, messages.Failed):
             reports = self._with_last_words(_read_reports(_report_bytes(message, slots, overflow)))
         if isinstance(message, messages.Failed):
-            scheduler.failed(assignment, ReadyBatch(error=reports[0].to_error(entry.handle.name, self._table.job.advice)))
+            error = reports[0].to_error(entry.handle.name, self._table.job.advice)
+            scheduler.failed(assignment, ReadyBatch(error=error))
         elif not self._made(entry, assignment, message, reports, overflow, slots):
             return False
         self._table.made(message.task)
@@ -93,6 +94,8 @@ class MessageHandler:
         room = slots.data_bytes if overflow is None else overflow.nbytes
         if not 0 < message.batch_bytes <= room or message.samples < 0:
             return False
+        if any(report.index is None for report in reports):
+            return False  # a bad sample has a number
         if message.is_last and assignment.input is None:
             return False  # the plan says how long an epoch is
         ready = ReadyBatch(

@@ -68,7 +68,7 @@ def test_the_file_the_byte_and_the_offset_travel() -> None:
     bare = sample_report.report_exception(7, "somewhere", ValueError("rotten"))
     assert (bare.file, bare.byte, bare.offset) == (None, None, None)
     assert sample_report.decode(sample_report.encode([bare], 10_000)) == [bare]
-    for name, value in (("file", 3), ("byte", "x"), ("offset", True), ("index", None), ("kind", None)):
+    for name, value in (("file", 3), ("byte", "x"), ("offset", True), ("index", "7"), ("kind", None)):
         with pytest.raises(ValueError, match="not a report"):
             sample_report.decode(json.dumps([{**dataclasses.asdict(report), name: value}]).encode())
 

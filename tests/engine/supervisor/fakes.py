@@ -148,4 +148,6 @@ def _job(skips: bool, inputs: list[Any] | None) -> Job:
     samples = BATCH * BATCHES
     plan = Plan(samples, BATCH, 0, False, False)
     policy = "drop" if skips else "raise"
-    return SampleJob(source=range(samples), transform=None, plan=plan, on_bad_sample=OnBadSample.of(policy), is_batched=True)
+    return SampleJob(
+        source=range(samples), transform=None, plan=plan, on_bad_sample=OnBadSample.of(policy), is_batched=True
+    )

@@ -47,8 +47,8 @@ class ThreadLauncher:
 
 def job() -> SampleJob:
     return SampleJob(
-        source=range(SAMPLES), transform=noisy, plan=Plan(SAMPLES, BATCH, seed=5, shuffle=True), on_bad_sample=OnBadSample.RAISE,
-        is_batched=True,
+        source=range(SAMPLES), transform=noisy, plan=Plan(SAMPLES, BATCH, seed=5, shuffle=True),
+        on_bad_sample=OnBadSample.RAISE, is_batched=True,
     )  # fmt: skip
 
 

@@ -98,7 +98,8 @@ def trainer_of() -> Iterator[Start]:
 
 def samples(transform: Callable[..., Any] | None = None, policy: str = "raise") -> SampleJob:
     return SampleJob(
-        source=Squares(SAMPLES), transform=transform, plan=Plan(SAMPLES, BATCH, 0, False, False), on_bad_sample=OnBadSample.of(policy),
+        source=Squares(SAMPLES), transform=transform, plan=Plan(SAMPLES, BATCH, 0, False, False),
+        on_bad_sample=OnBadSample.of(policy),
         is_batched=True,
     )  # fmt: skip
 

@@ -43,7 +43,9 @@ def status() -> WorkerStatus:
 
 
 def job(source: Any, transform: Callable[..., Any] | None, policy: str = "raise") -> SampleJob:
-    return SampleJob(source=source, transform=transform, plan=PLAN, on_bad_sample=OnBadSample.of(policy), is_batched=True)
+    return SampleJob(
+        source=source, transform=transform, plan=PLAN, on_bad_sample=OnBadSample.of(policy), is_batched=True
+    )
 
 
 def make(source: Any, transform: Callable[..., Any] | None, policy: str = "raise") -> SampleMaker:
