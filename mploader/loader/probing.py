@@ -115,6 +115,6 @@ def _none_is_good(first: LoaderError, policy: OnBadSample) -> SampleError:
     return SampleError(
         f"none of the samples that were tried could be made into an element, and on_bad_sample={policy.value!r} needs "
         f"a good one to learn shapes and dtypes from (or pass element_spec=). The first of them:\n\n{first}",
-        index=first.index, file=first.file, byte=first.byte, kind=first.kind, traceback=first.traceback,
-        worker=first.worker,
+        index=first.index, file=first.file, byte=first.byte, kind=first.kind, reason=first.reason,
+        traceback=first.traceback, worker=first.worker,
     )  # fmt: skip

@@ -68,8 +68,8 @@ class SampleReport:
         """
         kind, text = self._error_text(worker, advice)
         return kind(
-            text, index=self.index, file=self.file, byte=self.byte, kind=self.kind, traceback=self.traceback or None,
-            worker=worker,
+            text, index=self.index, file=self.file, byte=self.byte, kind=self.kind, reason=self.error,
+            traceback=self.traceback or None, worker=worker,
         )  # fmt: skip
 
     def _error_text(self, worker: str, advice: str) -> tuple[type[LoaderError], str]:
