@@ -115,8 +115,8 @@ def test_kills_while_workers_and_slots_are_added(expected: list[str]) -> None:
         for batch_index in range(work.BATCHES):
             batches.append(next(iterator))
             if batch_index % 4 == 1:
-                loader._pool.add_workers(1)
-                loader._pool.add_slots(2)
+                loader._core.pool.add_workers(1)
+                loader._core.pool.add_slots(2)
                 kill_one(loader, len(loader.statistics().workers) - 1)
             if batch_index % 4 == 3:
                 kill_all(loader)

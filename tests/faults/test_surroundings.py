@@ -29,7 +29,7 @@ Script = Callable[..., Any]
 def test_close_where_the_lock_is_held_does_not_wait() -> None:
     """As a ``__del__`` does that the garbage collector runs inside the loader."""
     loader = make_loader(transform=plain)
-    with loader._core.pool._ledger.lock:
+    with loader._core.pool._state.lock:
         loader.close()
         loader.statistics()
     loader.close()

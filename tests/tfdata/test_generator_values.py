@@ -91,10 +91,10 @@ def test_numbers_are_no_strings() -> None:
 @pytest.mark.parametrize(
     ("element", "ragged_rank", "message"),
     [
-        (5, 1, r"nested at least 2 deep, and the generator gave 5"),
-        ([1, [2]], 1, r"nested at least 2 deep, and the generator gave \[1, \[2\]\]"),
-        (["ab", "c"], 1, r"nested at least 2 deep, and the generator gave \['ab', 'c'\]"),
-        ([[1, 2], [3]], 2, r"nested at least 3 deep, and the generator gave \[\[1, 2\], \[3\]\]"),
+        (5, 1, r"nested at least 2 deep are expected, got 5"),
+        ([1, [2]], 1, r"nested at least 2 deep are expected, got \[1, \[2\]\]"),
+        (["ab", "c"], 1, r"nested at least 2 deep are expected, got \['ab', 'c'\]"),
+        ([[1, 2], [3]], 2, r"nested at least 3 deep are expected, got \[\[1, 2\], \[3\]\]"),
         (np.array(5), 1, "nested at least 2 deep"),
         (mploader.Ragged(np.arange(3), np.array([0, 3])), 2, "the generator gave a Ragged of ragged_rank 1"),
     ],
