@@ -20,7 +20,7 @@ from mploader.sampling.samplers import ShardShuffle, arrange
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What a user wants of a loader. Attributes that are not listed are those of :class:`mploader.Loader`.
+    """The arguments of a loader, checked. Attributes that are not listed are those of :class:`mploader.Loader`.
 
     Attributes:
         plan: which samples make up which batch; without buckets.

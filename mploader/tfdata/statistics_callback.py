@@ -40,7 +40,7 @@ _SCALAR = tf.compat.v1.SummaryMetadata(plugin_data={"plugin_name": "scalars"})
 
 
 class StatisticsCallback(keras.callbacks.Callback):  # type: ignore[misc]
-    """Tells of a loader during ``model.fit``: a line an epoch, scalars for TensorBoard, training steps in its timeline.
+    """Reports on a loader during ``model.fit``: a line an epoch, scalars for TensorBoard, training steps in its timeline.
 
     Args:
         loader: the loader that training reads.

@@ -348,7 +348,7 @@ def test_elements_without_values_are_elements(ordered: bool) -> None:
     ("element", "message"),
     [
         ([1, 2, 3], r"shape \(3,\), but the signature has \(2,\)$"),
-        ("text", "(?s)ValueError.*An element cannot be left out: mend the generator"),
+        ("text", "(?s)ValueError.*An element cannot be left out: correct the generator"),
     ],
 )
 def test_an_error_advises_what_a_generator_can_do(element: Any, message: str) -> None:

@@ -119,7 +119,7 @@ class Arena:
             raise ClosedError("the loader is closed; make a new one to read more")
         return slots
 
-    def lend(self, slot: int, generation: int, size: int) -> Array:
+    def borrow(self, slot: int, generation: int, size: int) -> Array:
         """Returns the slot's memory as a root array; when its last view is gone, the slot is put on ``released``."""
         root = self.slots.data(slot, size)
         key = (slot, generation)
@@ -134,7 +134,7 @@ class Arena:
 
     def retire_borrowed(self) -> None:
         """Never uses the slots again that are borrowed now: a fork of this process may go on reading them."""
-        self._borrowed.clear()  # a weak reference that is gone calls nobody
+        self._borrowed.clear()  # a weak reference that is gone calls nothing
 
     def copy(self, slot: int, size: int) -> Array:
         """Returns the slot's content in memory of its own, aligned so that TensorFlow adopts it."""

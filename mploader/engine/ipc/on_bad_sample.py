@@ -50,7 +50,7 @@ class OnBadSample(enum.Enum):
     @property
     def advice(self) -> str:
         """What to do about bad data or a fault in the transform, for messages."""
-        return ADVICE if self.raises else "Mend the data or the transform."
+        return ADVICE if self.raises else "Correct the data or the transform."
 
     def candidates(self, plan: Plan, epoch: int, index: int) -> Iterator[int]:
         """Yields the samples to try, in order, where the plan has the sample ``index``; the first good one is taken."""

@@ -17,7 +17,7 @@ from mploader._util.location import Location
 from mploader._util.text import clip, clip_front
 from mploader.errors import LoaderError, ResourceError, SampleError, SpecError, StallError
 
-ADVICE = 'Mend the data or the transform, or pass on_bad_sample="drop" or "replace" to go on without it.'
+ADVICE = 'Correct the data or the transform, or pass on_bad_sample="drop" or "replace" to go on without it.'
 KIND_CHARACTERS = 200
 MESSAGE_CHARACTERS = 2_000
 TRACEBACK_CHARACTERS = 12_000
@@ -25,7 +25,7 @@ MAX_CAUSES = 5
 """Exceptions of a chain that a traceback shows; a chain may be endless."""
 
 UNKNOWN_ENDING = 256
-"""In place of an exit status: somebody else has collected it."""
+"""In place of an exit status: another part of the program has collected it."""
 STALLED = 257
 """In place of an exit status: the worker made no progress and was killed for that."""
 
@@ -87,7 +87,7 @@ class SampleReport:
             advice = "If it may take so long, raise stall_timeout=. Otherwise see where it hangs:"
             return StallError, f"{text}\n{advice}\n\n{self.traceback}"
         if self.group == "generator":
-            advice = "An element cannot be left out: mend the generator."
+            advice = "An element cannot be left out: correct the generator."
         parts = (f"{text}\n{advice}" if advice else text, self.traceback)
         return SampleError, "\n\n".join(parts).rstrip()
 

@@ -367,7 +367,7 @@ class Pool:
             else:
                 assert taken.slot is not None, "a batch is in its slot or beside it"
                 if not taken.copy:
-                    return layout.read(self._arena.lend(taken.slot, taken.generation, ready.size))
+                    return layout.read(self._arena.borrow(taken.slot, taken.generation, ready.size))
                 root = self._arena.copy(taken.slot, ready.size)
             if taken.slot is not None:
                 self._arena.released.put((taken.slot, taken.generation))

@@ -40,7 +40,7 @@ class PoolState:
         num_workers: see above; may grow.
         scheduler: made with the slots.
         layout: how a batch lies in a slot; made with the slots.
-        to_probe: the sample that a consumer wants probed; None: no sample.
+        to_probe: the sample that is to be probed; None: no sample.
         probed: the answer.
         is_stopping: the supervisor thread is to end, or has ended.
         renewals: the source as it is in an epoch, for epochs that are being read, where it changes between epochs.

@@ -30,8 +30,8 @@ class WorkerEntry:
     Attributes:
         handle: the worker itself.
         is_ready: it has said hello.
-        segments: how many segments of slots it was told of.
-        renewal: the source that it was told of last.
+        segments: how many segments of slots it knows.
+        renewal: the source that was sent to it last.
         is_probing: it was asked to probe a sample.
         broken: why it cannot start, in its own words.
         is_distrusted: it has sent nonsense; nothing that it says counts any more.

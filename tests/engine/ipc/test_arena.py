@@ -77,7 +77,7 @@ def test_segments_of_slots_and_statuses_leave_earlier_mappings_where_they_are() 
     arena.store_layout(b"layout")
     slots = arena.add_slots(2, 5000)
     worker_slots = slots_of_worker(arena)
-    held = arena.lend(1, 1, 5000)
+    held = arena.borrow(1, 1, 5000)
     held[:] = 77
     address = held.ctypes.data
     for round_ in range(1, 4):
@@ -116,7 +116,7 @@ def test_segments_of_slots_and_statuses_leave_earlier_mappings_where_they_are() 
 def test_a_borrowed_slot_comes_back_with_the_last_view_and_not_before() -> None:
     arena = Arena(1)
     arena.add_slots(2, 4096)
-    root = arena.lend(1, 5, 4096)
+    root = arena.borrow(1, 5, 4096)
     assert type(root) is np.ndarray
     assert root.ctypes.data % ALIGNMENT == 0
     view = root[64:128].view(np.int32).reshape(4, 4)
@@ -132,9 +132,9 @@ def test_a_borrowed_slot_comes_back_with_the_last_view_and_not_before() -> None:
 def test_a_slot_that_is_borrowed_during_a_fork_does_not_come_back() -> None:
     arena = Arena(1)
     arena.add_slots(2, 4096)
-    before = arena.lend(0, 1, 4096)
+    before = arena.borrow(0, 1, 4096)
     arena.retire_borrowed()
-    after = arena.lend(1, 1, 4096)
+    after = arena.borrow(1, 1, 4096)
     del before, after
     gc.collect()
     assert arena.released.get_nowait() == (1, 1)
@@ -145,7 +145,7 @@ def test_a_slot_that_is_borrowed_during_a_fork_does_not_come_back() -> None:
 def test_arrays_outlive_the_arena() -> None:
     arena = Arena(1)
     arena.add_slots(1, 4096)
-    array = arena.lend(0, 1, 4096)
+    array = arena.borrow(0, 1, 4096)
     array[:] = 9
     arena.close()
     arena.close()
