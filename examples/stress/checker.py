@@ -14,7 +14,8 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from mploader.sampling.plan import Plan, SampleRandom
+from mploader.sampling.plan import Plan
+from mploader.sampling.rng import SampleRandom
 from stress.workload import Image, Indexed, Work, synthetic
 
 

@@ -1,4 +1,4 @@
-"""Checks of arguments that several entry points share: each says what it got and what it wants."""
+"""Checks of arguments that several entry points share. A message says what was expected and what was given."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ from typing import Any
 
 from mploader.errors import ArgumentError
 
+TRANSFORM_PARAMETERS = frozenset({"rng", "epoch", "index"})
+"""What a transform may take by name besides the sample."""
 
-def whole_number(name: str, value: Any, low: int) -> int:
-    """Returns a whole number as an int, NumPy's integers included.
+
+def whole_number(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """Returns an integer as an ``int``, NumPy's included.
 
     Raises:
-        ArgumentError: it is something else (True and 4.0 are), or less than ``low``.
+        ArgumentError: ``value`` is not an integer (True and 4.0 are not), less than ``low`` or more than ``high``.
     """
     try:
         number = operator.index(value)
     except TypeError:
         number = low - 1
-    if isinstance(value, bool) or number < low:
-        raise ArgumentError(f"{name}={value!r}: wants a whole number of at least {low}")
+    if isinstance(value, bool) or number < low or (high is not None and number > high):
+        raise ArgumentError(
+            f"{name}={value!r}: expected an integer >= {low}" + ("" if high is None else f" and <= {high}")
+        )
     return number
 
 
@@ -32,56 +37,45 @@ def seconds(name: str, value: Any) -> float:
     """Returns a positive, finite number of seconds as a float, NumPy's numbers included.
 
     Raises:
-        ArgumentError: it is something else.
+        ArgumentError: ``value`` is not such a number.
     """
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_number or not 0 < value < math.inf:
-        raise ArgumentError(f"{name}={value!r}: wants a positive number of seconds")
+        raise ArgumentError(f"{name}={value!r}: expected a positive number of seconds")
     return float(value)
 
 
-def path_text(name: str, value: Any, wanted: str) -> str:
+def path_text(name: str, value: Any, expected: str) -> str:
     """Returns the path of a file or folder as text.
 
+    Args:
+        name: the argument, for the message.
+        value: the path.
+        expected: what the path should be, for the message: "the name of a file".
+
     Raises:
-        ArgumentError: it is neither text nor a path, or empty; ``wanted`` says what it names.
+        ArgumentError: ``value`` is neither text nor a path, or empty.
     """
     text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
     if not isinstance(text, str) or not text:
-        raise ArgumentError(f"{name}={value!r}: wants {wanted}, as text or a path")
+        raise ArgumentError(f"{name}={value!r}: expected {expected}, as text or a path")
     return text
-
-
-def takes_rng(transform: Callable[..., Any]) -> bool:
-    """Whether a callable takes ``(sample, rng)`` rather than ``(sample)``.
-
-    It does if it has a second positional parameter that has no default or is called ``rng``.
-    """
-    try:
-        parameters = list(inspect.signature(transform).parameters.values())
-    except (TypeError, ValueError):  # a built-in without a signature
-        return False
-    positional = [
-        parameter for parameter in parameters
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]  # fmt: skip
-    return len(positional) >= 2 and (positional[1].default is inspect.Parameter.empty or positional[1].name == "rng")
 
 
 def check_source(source: Any) -> int:
     """Returns how many samples a source has.
 
     Raises:
-        ArgumentError: it is no source, or has none.
+        ArgumentError: ``source`` is not a source, or has no samples.
     """
     if not hasattr(source, "__getitem__") or not hasattr(source, "__len__"):
         raise ArgumentError(
-            f"source is a {type(source).__name__}; it needs __len__ and __getitem__(int). "
+            f"source: expected an object with __len__ and __getitem__(int), got a {type(source).__name__}. "
             "For a generator use mploader.from_generator"
         )
     num_samples = len(source)
     if num_samples == 0:
-        raise ArgumentError(f"source has no samples: {source!r}"[:500])
+        raise ArgumentError(f"source={source!r:.500}: expected at least one sample, got none")
     return num_samples
 
 
@@ -94,15 +88,45 @@ def check_transform(transform: Any) -> None:
     if transform is None:
         return
     if not callable(transform):
-        raise ArgumentError(f"transform is a {type(transform).__name__}; it must be callable, or None")
+        raise ArgumentError(f"transform={transform!r:.200}: expected a callable or None")
+    transform_parameters(transform)
+
+
+def transform_parameters(transform: Callable[..., Any]) -> frozenset[str]:
+    """Returns which of ``rng``, ``epoch`` and ``index`` a transform takes: those that it names without a default.
+
+    The first positional parameter is the sample, whatever its name. A callable without a signature, as some built-ins
+    are, takes the sample alone.
+
+    Raises:
+        ArgumentError: the transform takes no sample, or has another parameter without a default.
+    """
     try:
         signature = inspect.signature(transform)
-    except (TypeError, ValueError):  # a built-in without a signature
-        return
-    try:
-        signature.bind(*(None, None) if takes_rng(transform) else (None,))
-    except TypeError as error:
-        raise ArgumentError(
-            f"transform cannot be called: {error}. Wanted is transform(sample) or transform(sample, rng), not "
-            f"{signature}"
-        ) from None
+    except (TypeError, ValueError):
+        return frozenset()
+    parameters = list(signature.parameters.values())
+    is_first_sample = bool(parameters) and parameters[0].kind not in (
+        inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD
+    )  # fmt: skip
+    if not is_first_sample:
+        raise _transform_error(signature, "it takes no sample")
+    taken = set()
+    for parameter in parameters[1:]:
+        if parameter.default is not parameter.empty or parameter.kind in (
+            parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD
+        ):  # fmt: skip
+            continue
+        if parameter.name not in TRANSFORM_PARAMETERS:
+            raise _transform_error(signature, f"nothing is passed for {parameter.name!r}, which has no default")
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise _transform_error(signature, f"{parameter.name!r} is passed by name, but is positional-only")
+        taken.add(parameter.name)
+    return frozenset(taken)
+
+
+def _transform_error(signature: inspect.Signature, reason: str) -> ArgumentError:
+    return ArgumentError(
+        "transform: expected a callable (sample) that may also take rng, epoch and index by name, got signature "
+        f"{signature}: {reason}"
+    )

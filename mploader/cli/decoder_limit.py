@@ -18,14 +18,14 @@ from collections.abc import Callable
 from typing import Any
 
 from mploader._util import python_command
-from mploader._util.checks import takes_rng
+from mploader._util.checks import transform_parameters
 from mploader.engine.ipc import serialization
 from mploader.engine.supervisor.channel_worker import OUTPUT_BYTES
 from mploader.engine.supervisor.worker_process import environment
 from mploader.engine.worker.main import STACKS_SIGNAL, keep_freed_memory
 from mploader.engine.worker.parent_death import die_with
 from mploader.errors import ResourceError, WorkerError
-from mploader.sampling.plan import SampleRandom
+from mploader.sampling.rng import TransformArguments
 
 WARM_UP = 4
 """Samples that a bare process makes before its time is taken: imports, caches."""
@@ -143,7 +143,7 @@ def main(trainer: int, job_fd: int, first: int, step: int) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # the transform may print, and what it prints is not an answer
     source, transform, seconds = serialization.unpack(job_fd)
-    random = SampleRandom(0) if transform is not None and takes_rng(transform) else None
+    arguments = TransformArguments(frozenset() if transform is None else transform_parameters(transform), seed=0)
 
     good, failure = 0, None
 
@@ -152,10 +152,8 @@ def main(trainer: int, job_fd: int, first: int, step: int) -> None:
         index = (first + turn * step) % len(source)
         try:
             sample = source[index]
-            if random is not None:
-                transform(sample, random(0, index))
-            elif transform is not None:
-                transform(sample)
+            if transform is not None:
+                transform(sample, **arguments(0, index))
             good += 1
         except Exception as error:
             failure = failure or error

@@ -26,7 +26,7 @@ import simplejpeg
 from numpy.random import Generator
 from PIL import Image, ImageDraw
 
-from mploader.sampling.plan import SampleRandom
+from mploader.sampling.rng import SampleRandom
 
 _FIELD_SIDE = 1024
 _MAX_SIDE = 900

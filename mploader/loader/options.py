@@ -81,7 +81,7 @@ class Options:
             size = bucket_by.largest_batch(size)
         policy = OnBadSample.of(on_bad_sample)
         plan = Plan(num_samples, size or 1, seed, bool(shuffle), drop_remainder, shard)
-        plan = dataclasses.replace(plan, own_order=arrange(source, num_samples, plan.seed, shuffle))
+        plan = dataclasses.replace(plan, sampler=arrange(source, num_samples, plan.seed, shuffle))
         if not plan.num_batches:
             raise ArgumentError(
                 f"an epoch would be empty: {num_samples} samples do not fill one batch of {plan.global_batch_size}, "

@@ -92,13 +92,13 @@ class BucketBy:
         """
         if len(lengths) != plan.num_samples:
             raise ArgumentError(f"bucket_by has {len(lengths)} lengths, the source has {plan.num_samples} samples")
-        first = plan.order.indices(0, np.arange(plan.num_samples, dtype=np.int64))
+        first = plan.chosen_sampler.indices(0, np.arange(plan.num_samples, dtype=np.int64))
         if first.max() >= plan.num_samples or np.bincount(first, minlength=plan.num_samples).max() > 1:
             raise ArgumentError("bucket_by cannot be used with a mix of sources: concatenate them, or mix loaders")
         buckets = np.searchsorted(np.asarray(self.boundaries), np.asarray(lengths), side="right")
         sizes = self.batch_sizes or (plan.batch_size,) * (len(self.boundaries) + 1)
         return BucketPlan(
-            plan.num_samples, plan.batch_size, plan.seed, plan.shuffle, plan.drop_remainder, plan.shard, plan.own_order,
+            plan.num_samples, plan.batch_size, plan.seed, plan.shuffle, plan.drop_remainder, plan.shard, plan.sampler,
             buckets=buckets.astype(np.min_scalar_type(len(self.boundaries))), bucket_batch_sizes=tuple(sizes),
         )  # fmt: skip
 
@@ -206,7 +206,7 @@ class BucketPlan(Plan):
 
     def _deal(self, epoch: int) -> _Epoch:
         """Works out the batches of an epoch."""
-        order = self.order.indices(epoch, np.arange(self.num_samples, dtype=np.int64))
+        order = self.chosen_sampler.indices(epoch, np.arange(self.num_samples, dtype=np.int64))
         # The positions of the epoch, bucket by bucket; within a bucket they keep their order.
         positions = np.argsort(self.buckets[order], kind="stable")
         starts, lengths, dues = [], [], []

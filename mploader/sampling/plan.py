@@ -14,14 +14,11 @@ every number of hosts that divides it, and a run saved on four hosts resumes on 
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-from numpy.random import PCG64, Generator
-from numpy.random.bit_generator import ISeedSequence
 
+from mploader._util.checks import whole_number
 from mploader.errors import ArgumentError
 from mploader.sampling import permutation
 from mploader.sampling.samplers import Indices, Sampler, SequentialSampler, ShuffledSampler
@@ -38,7 +35,7 @@ class Plan:
         shuffle: False: the order of the source. True: another permutation of all samples in each epoch.
         drop_remainder: leave out the last global batch of an epoch where it is not full.
         shard: (index, count): this host's share of every global batch of ``batch_size * count`` samples.
-        own_order: what stands at each position of an epoch. None: what ``shuffle`` says.
+        sampler: the order of the samples. None: a sequential or shuffled one, as ``shuffle`` says.
 
     Raises:
         ArgumentError: a field is of the wrong type or out of range.
@@ -50,7 +47,7 @@ class Plan:
     shuffle: bool = False
     drop_remainder: bool = False
     shard: tuple[int, int] = (0, 1)
-    own_order: Sampler | None = None
+    sampler: Sampler | None = None
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -59,11 +56,11 @@ class Plan:
             ("seed", 0, None),
         ):
             # Stored as a plain int: a NumPy integer would overflow in the products below.
-            object.__setattr__(self, name, _integer(name, getattr(self, name), low, high))
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), low, high))
         for name in ("shuffle", "drop_remainder"):
             if not isinstance(getattr(self, name), (bool, np.bool_)):
-                raise ArgumentError(f"{name}={getattr(self, name)!r}: wanted is True or False")
-        object.__setattr__(self, "shard", _shard(self.shard))
+                raise ArgumentError(f"{name}={getattr(self, name)!r}: expected True or False")
+        object.__setattr__(self, "shard", _checked_shard(self.shard))
 
     @property
     def global_batch_size(self) -> int:
@@ -82,13 +79,14 @@ class Plan:
         return full + (1 if rest and not self.drop_remainder else 0)
 
     @property
-    def order(self) -> Sampler:
-        """What stands at each position of an epoch."""
-        if self.own_order is not None:
-            return self.own_order
-        return ShuffledSampler(self.num_samples, self.seed) if self.shuffle else SequentialSampler(self.num_samples, self.seed)
+    def chosen_sampler(self) -> Sampler:
+        """The order of the samples: the given sampler, or the one that ``shuffle`` says."""
+        if self.sampler is not None:
+            return self.sampler
+        sampler = ShuffledSampler if self.shuffle else SequentialSampler
+        return sampler(self.num_samples, self.seed)
 
-    def batch(self, epoch: int, position: int) -> Indices:
+    def batch(self, epoch: int, batch_index: int) -> Indices:
         """Works out the samples of one batch of this host.
 
         The last global batch of an epoch may be partial: it is divided over the hosts as evenly as it goes,
@@ -97,7 +95,7 @@ class Plan:
 
         Args:
             epoch: from 0.
-            position: number of the batch in the epoch, in [0, num_batches).
+            batch_index: number of the batch in the epoch, in [0, num_batches).
 
         Returns:
             int64 array (samples of this host,) of sample indices.
@@ -108,9 +106,9 @@ class Plan:
         """
         if epoch < 0:
             raise ArgumentError(f"epoch {epoch}: epochs count from 0")
-        start, stop = self._share(position)
+        start, stop = self._share(batch_index)
         positions = np.arange(start, stop, dtype=np.int64)
-        return self.order.indices(epoch, positions) if positions.size else positions
+        return self.chosen_sampler.indices(epoch, positions) if positions.size else positions
 
     def batches(self, epoch: int, start: int, stop: int) -> Indices:
         """Works out the samples of several consecutive batches of this host at once.
@@ -128,7 +126,7 @@ class Plan:
         positions = (firsts[:, np.newaxis] + np.arange(self.batch_size, dtype=np.int64)).ravel()
         if stop > full:
             positions = np.concatenate([positions, np.arange(*self._share(full), dtype=np.int64)])
-        return self.order.indices(epoch, positions) if positions.size else positions
+        return self.chosen_sampler.indices(epoch, positions) if positions.size else positions
 
     @property
     def num_host_samples(self) -> int:
@@ -169,7 +167,7 @@ class Plan:
         """
         if epoch < 0 or attempt < 1:
             raise ArgumentError(f"epoch {epoch}, attempt {attempt}: epochs count from 0, attempts from 1")
-        return self.order.replacement(epoch, index, attempt)
+        return self.chosen_sampler.replacement(epoch, index, attempt)
 
     def fingerprint(self) -> dict[str, int | str | bool]:
         """Facts that a saved position depends on, for JSON: equal facts mean equal global batches.
@@ -180,86 +178,25 @@ class Plan:
             "num_samples": self.num_samples,
             "global_batch_size": self.global_batch_size,
             "seed": self.seed,
-            "order": self.order.name,
+            "order": self.chosen_sampler.name,
             "drop_remainder": bool(self.drop_remainder),
         }
 
-    def _share(self, position: int) -> tuple[int, int]:
-        """Start and stop of this host's part of a global batch, in positions of the order."""
-        if not 0 <= position < self.num_batches:
-            raise IndexError(f"batch {position} of an epoch of {self.num_batches} batches")
+    def _share(self, batch_index: int) -> tuple[int, int]:
+        """Start and stop of the host shard of a global batch, as offsets in the epoch."""
+        if not 0 <= batch_index < self.num_batches:
+            raise IndexError(f"batch {batch_index} of an epoch of {self.num_batches} batches")
         index, count = self.shard
-        start = position * self.global_batch_size
+        start = batch_index * self.global_batch_size
         length = min(self.global_batch_size, self.num_samples - start)
         return start + length * index // count, start + length * (index + 1) // count
 
 
-class SampleRandom:
-    """Random generators for transforms: one stream for each (seed, epoch, sample index).
-
-    A transform so draws the same numbers for a sample in every run, on any worker and after any fault, and
-    streams of different samples, epochs or seeds are independent: a 256-bit hash of the key is the initial
-    state and increment of a PCG64 (O'Neill, "PCG", 2014). Seeding that way skips NumPy's ``SeedSequence`` and
-    takes 3 us instead of 12, so each call can give a new Generator, which the user may keep.
-
-    Args:
-        seed: any integer >= 0; the loader's.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._seed = _integer("seed", seed, 0, None)
-
-    def __call__(self, epoch: int, index: int, attempt: int = 0) -> Generator:
-        """Gives the generator of one sample.
-
-        Args:
-            epoch: from 0.
-            index: the sample, from 0.
-            attempt: for users that need several streams for one sample; a sample that is read again after a
-                fault must get the same stream, so the loader always leaves it at 0.
-
-        Returns:
-            A new ``numpy.random.Generator``. Its ``spawn`` is not available.
-        """
-        state = _State(permutation.digest("sample", self._seed, epoch, index, attempt))
-        # NumPy documents and checks for ISeedSequence; its type hints name only the concrete class.
-        return Generator(PCG64(state))  # type: ignore[arg-type]
-
-
-class _State(ISeedSequence):
-    """Hands 32 ready random bytes to PCG64, in the place of a SeedSequence that would hash a seed again."""
-
-    __slots__ = ("_state",)
-
-    def __init__(self, state: bytes) -> None:
-        self._state = state
-
-    def generate_state(
-        self, n_words: int, dtype: npt.DTypeLike = np.uint32
-    ) -> npt.NDArray[np.uint32 | np.uint64]:
-        """Called once by PCG64, for four uint64 words."""
-        return np.frombuffer(self._state, dtype=dtype, count=n_words)
-
-
-def _integer(name: str, value: object, low: int, high: int | None) -> int:
-    """Checks a whole number in [low, high], NumPy integers included; True and 1.0 are taken as mistakes."""
-    wanted = f"wanted is an integer of at least {low}" + (f" and at most {high}" if high is not None else "")
-    try:
-        if isinstance(value, (bool, np.bool_)):
-            raise TypeError("a truth value")
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise ArgumentError(f"{name}={value!r}, a {type(value).__name__}: {wanted}") from None
-    if number < low or (high is not None and number > high):
-        raise ArgumentError(f"{name}={number}: {wanted}")
-    return number
-
-
-def _shard(shard: object) -> tuple[int, int]:
+def _checked_shard(shard: object) -> tuple[int, int]:
     if not isinstance(shard, (tuple, list)) or len(shard) != 2:
-        raise ArgumentError(f"shard={shard!r}: wanted is (index, count), as (0, 4) for the first of four")
+        raise ArgumentError(f"shard={shard!r}: expected (index, count), such as (0, 4) for the first of four hosts")
     try:
-        count = _integer("count", shard[1], 1, None)
-        return _integer("index", shard[0], 0, count - 1), count
+        count = whole_number("count", shard[1], 1)
+        return whole_number("index", shard[0], 0, count - 1), count
     except ArgumentError as error:
         raise ArgumentError(f"shard={shard!r}, (index, count) of hosts: {error}") from None

@@ -237,7 +237,7 @@ def arrange(source: Any, num_samples: int, seed: int, shuffle: bool | ShardShuff
     """Works out the order that ``shuffle`` asks for.
 
     Args:
-        source: its ``epoch_order(seed, shuffle) -> Sampler`` decides where it has one; ``shard_sizes`` are asked for
+        source: its ``epoch_sampler(seed, shuffle) -> Sampler`` decides where it has one; ``shard_sizes`` are asked for
             by :class:`ShardShuffle`.
         num_samples: samples of the source in an epoch.
         seed: from 0.
@@ -248,8 +248,8 @@ def arrange(source: Any, num_samples: int, seed: int, shuffle: bool | ShardShuff
     """
     if not isinstance(shuffle, (bool, np.bool_, ShardShuffle)):
         raise ArgumentError(f"shuffle={shuffle!r}: wanted is True, False or a mploader.ShardShuffle")
-    if hasattr(source, "epoch_order"):
-        order: Sampler = source.epoch_order(seed, shuffle)
+    if hasattr(source, "epoch_sampler"):
+        order: Sampler = source.epoch_sampler(seed, shuffle)
         return order
     if isinstance(shuffle, ShardShuffle):
         sizes = getattr(source, "shard_sizes", None)

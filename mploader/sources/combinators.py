@@ -196,7 +196,7 @@ class Map:
         self._index = index
         self._length = length
         if index is None and isinstance(source, Ordered):
-            self.epoch_order = functools.partial(_order_of, source)
+            self.epoch_sampler = functools.partial(_order_of, source)
 
     @property
     def shard_sizes(self) -> Int64Array:
@@ -248,7 +248,7 @@ def short(source: Any) -> str:
 
 
 def _order_of(source: Any, seed: int, shuffle: bool | ShardShuffle) -> Sampler:
-    order: Sampler = source.epoch_order(seed, shuffle)
+    order: Sampler = source.epoch_sampler(seed, shuffle)
     return order
 
 

@@ -103,7 +103,7 @@ class Mix:
         """A hash of the parts' fingerprints, the proportions and the length."""
         return combined_fingerprint("Mix", self._length, self._weights, *self._sources)
 
-    def epoch_order(self, seed: int, shuffle: bool | ShardShuffle) -> Sampler:
+    def epoch_sampler(self, seed: int, shuffle: bool | ShardShuffle) -> Sampler:
         """The order of an epoch: the pattern, with each part in the order that ``shuffle`` asks for."""
         orders = tuple(
             arrange(source, len(source), _seed_of(seed, place), shuffle) for place, source in enumerate(self._sources)

@@ -78,7 +78,7 @@ class Classified(Protocol):
 class Ordered(Protocol):
     """Has an order of its own. Asked once in the trainer, when the loader is made."""
 
-    def epoch_order(self, seed: int, shuffle: bool | ShardShuffle) -> Sampler:
+    def epoch_sampler(self, seed: int, shuffle: bool | ShardShuffle) -> Sampler:
         """The order of all epochs."""
         ...
 

@@ -176,7 +176,7 @@ def test_an_array_that_is_no_image_is_a_sample_error(array):
 def test_compose_gives_the_encoded_bytes_to_the_first_part_and_any_callable_may_take_part():
     seen = []
 
-    def invert(image, generator):
+    def invert(image, rng):
         seen.append(type(image))
         return 255 - images.decode(image) if isinstance(image, bytes) else 255 - image
 
@@ -259,7 +259,7 @@ def test_apply_to_can_be_nested_pickled_and_read():
 )
 @pytest.mark.parametrize("key", [2, "jpg"])
 def test_a_sample_without_the_component_is_named(sample, key):
-    with pytest.raises(SampleError, match=r"apply_to\(.*the sample is"):
+    with pytest.raises(SampleError, match=r"apply_to\(.*got a"):
         images.apply_to(key, images.RandomFlip())(sample, rng())
 
 

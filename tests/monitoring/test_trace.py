@@ -139,7 +139,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_name_that_is_none_is_refused() -> None:
-    with pytest.raises(ArgumentError, match="path=5: wants the name of a file, as text or a path"):
+    with pytest.raises(ArgumentError, match="path=5: expected the name of a file, as text or a path"):
         Trace(5, num_workers=1)  # type: ignore[arg-type]
 
 
@@ -147,7 +147,7 @@ def test_no_file_is_touched_for_a_trace_of_no_events(tmp_path: pathlib.Path) -> 
     path = tmp_path / "run.json"
     path.write_text("kept")
     before = sorted(os.listdir("/proc/self/fd"))
-    with pytest.raises(ArgumentError, match="max_events=0: wants a whole number of at least 1"):
+    with pytest.raises(ArgumentError, match="max_events=0: expected an integer >= 1"):
         Trace(path, num_workers=1, max_events=0)
     assert path.read_text() == "kept"
     assert sorted(os.listdir("/proc/self/fd")) == before

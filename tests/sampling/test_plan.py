@@ -178,24 +178,24 @@ def test_numpy_integers_are_taken_and_kept_as_plain_ones() -> None:
     ("arguments", "message"),
     [
         ({"num_samples": -1}, "num_samples=-1"),
-        ({"num_samples": 1.0}, "num_samples=1.0, a float"),
+        ({"num_samples": 1.0}, "num_samples=1.0: expected"),
         ({"num_samples": 2**63}, "num_samples"),
-        ({"batch_size": 0}, "batch_size=0: wanted is an integer of at least 1"),
+        ({"batch_size": 0}, "batch_size=0: expected an integer >= 1"),
         ({"batch_size": True}, "batch_size=True"),
         ({"batch_size": None}, "batch_size=None"),
         ({"seed": -1}, "seed=-1"),
-        ({"seed": "x"}, "seed='x', a str"),
+        ({"seed": "x"}, "seed='x': expected"),
         ({"shuffle": 3}, "shuffle=3"),
         ({"drop_remainder": "no"}, "drop_remainder='no'"),
-        ({"shard": (2, 2)}, "shard=(2, 2), (index, count) of hosts: index=2: wanted is an integer of at least 0 and"),
-        ({"shard": (-1, 2)}, "shard=(-1, 2), (index, count) of hosts: index=-1: wanted is"),
-        ({"shard": (0, 0)}, "shard=(0, 0), (index, count) of hosts: count=0: wanted is an integer of at least 1"),
-        ({"shard": ("a", 2)}, "shard=('a', 2), (index, count) of hosts: index='a', a str: wanted is"),
+        ({"shard": (2, 2)}, "shard=(2, 2), (index, count) of hosts: index=2: expected an integer >= 0 and"),
+        ({"shard": (-1, 2)}, "shard=(-1, 2), (index, count) of hosts: index=-1: expected"),
+        ({"shard": (0, 0)}, "shard=(0, 0), (index, count) of hosts: count=0: expected an integer >= 1"),
+        ({"shard": ("a", 2)}, "shard=('a', 2), (index, count) of hosts: index='a': expected"),
         ({"shard": 3}, "shard=3"),
-        ({"shard": (0, 1, 2)}, "wanted is"),
+        ({"shard": (0, 1, 2)}, "expected (index, count)"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_with_what_was_given(arguments: dict[str, Any], message: str) -> None:
+def test_an_invalid_argument_is_refused_with_its_value(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError) as caught:
         Plan(**{"num_samples": 10, "batch_size": 2, **arguments})
     assert message in str(caught.value)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mploader.errors import ArgumentError
-from mploader.sampling.plan import SampleRandom
+from mploader.sampling.rng import SampleRandom
 
 
 def test_a_stream_depends_on_seed_epoch_sample_and_attempt_alone() -> None:

@@ -115,7 +115,7 @@ class TestLinks:
 class TestErrors:
     @pytest.mark.parametrize("directory", [None, 5, "", b"photos"])
     def test_what_is_no_name_of_a_folder(self, directory: Any) -> None:
-        message = f"directory={directory!r}: wants the name of a folder, as text or a path"
+        message = f"directory={directory!r}: expected the name of a folder, as text or a path"
         with pytest.raises(ArgumentError, match=re.escape(message)):
             ImageFolder(directory)
 

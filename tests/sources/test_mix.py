@@ -164,7 +164,7 @@ def test_mixes_of_mixes_keep_their_proportions() -> None:
 
 def test_a_bad_sample_of_a_mix_is_replaced_by_one_of_its_source() -> None:
     mix = mix_of(5, 3, 2)
-    plan = Plan(len(mix), 4, own_order=arrange(mix, len(mix), 0, True))
+    plan = Plan(len(mix), 4, sampler=arrange(mix, len(mix), 0, True))
     for number in plan.batch(3, 2).tolist():
         others = [mix[plan.replacement(3, number, attempt)] for attempt in range(1, 10)]
         assert {other[0] for other in others} == {mix[number][0]}
@@ -175,9 +175,9 @@ def test_a_bad_sample_of_a_mix_is_replaced_by_one_of_its_source() -> None:
 def test_hosts_and_batch_sizes_make_the_same_mix() -> None:
     mix = mix_of(5, 3, 2)
     order = arrange(mix, len(mix), 2, True)
-    alone = Plan(len(mix), 8, own_order=order)
+    alone = Plan(len(mix), 8, sampler=order)
     for count in (2, 4):
-        hosts = [Plan(len(mix), 8 // count, shard=(index, count), own_order=order) for index in range(count)]
+        hosts = [Plan(len(mix), 8 // count, shard=(index, count), sampler=order) for index in range(count)]
         for position in range(alone.num_batches):
             shares = np.concatenate([host.batch(1, position) for host in hosts])
             assert shares.tolist() == alone.batch(1, position).tolist()
@@ -231,7 +231,7 @@ def test_fingerprints_tell_algebra_apart() -> None:
         (lambda: Mix([([], 1)]), "no samples"),
         (lambda: Mix([3]), "pairs"),  # type: ignore[list-item]
         (lambda: Mix([([1], 1)], length=0), "length=0"),
-        (lambda: Mix([([1], 1)], length=1.5), "length=1.5: wants a whole number"),  # type: ignore[arg-type]
+        (lambda: Mix([([1], 1)], length=1.5), "length=1.5: expected an integer"),  # type: ignore[arg-type]
         (lambda: Mix(5), "Mix: sources=5: wanted is a dict of source to weight"),  # type: ignore[arg-type]
         (lambda: Concat(5), "Concat: sources=5: wanted is a list of sources"),  # type: ignore[arg-type]
         (lambda: Concat([]), "at least one source"),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mploader._util.checks import takes_rng
+from mploader._util.checks import transform_parameters
 from mploader._util.text import clip
 from mploader.engine.ipc.on_bad_sample import OnBadSample
 from mploader.sampling.plan import Plan
@@ -72,8 +72,8 @@ class SampleJob:
 
     @property
     def depends_on_epoch(self) -> bool:
-        """See :class:`Job`: the transform takes random numbers, or the source changes."""
-        return self.takes_rng or self.source_changes
+        """See :class:`Job`: the transform takes ``rng`` or ``epoch``, or the source changes."""
+        return not self.parameters.isdisjoint({"rng", "epoch"}) or self.source_changes
 
     @property
     def advice(self) -> str:
@@ -86,9 +86,9 @@ class SampleJob:
         return {"source": self.source, "transform": self.transform}
 
     @property
-    def takes_rng(self) -> bool:
-        """Whether the transform takes a random generator."""
-        return self.transform is not None and takes_rng(self.transform)
+    def parameters(self) -> frozenset[str]:
+        """Which of ``rng``, ``epoch`` and ``index`` the transform takes."""
+        return frozenset() if self.transform is None else transform_parameters(self.transform)
 
     @property
     def source_changes(self) -> bool:

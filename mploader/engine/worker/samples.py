@@ -25,7 +25,7 @@ from mploader.engine.worker.maker import Outcome, TaskFailedError
 from mploader.engine.worker.parent_death import end_if_forked
 from mploader.engine.worker.stage_timer import StageTimer, sample_bytes
 from mploader.errors import SpecError
-from mploader.sampling.plan import SampleRandom
+from mploader.sampling.rng import TransformArguments
 from mploader.sources.protocols import location_of
 
 STEP_S = 0.1
@@ -48,7 +48,9 @@ class Samples:
         self._source = job.source
         self._renewal: serialization.SharedFile | None = None
         self._source_changes = job.source_changes
-        self._random = SampleRandom(job.plan.seed) if job.takes_rng else None
+        parameters = job.parameters
+        self._arguments = TransformArguments(parameters, job.plan.seed) if parameters else None
+        self._transform_takes_epoch = not parameters.isdisjoint({"rng", "epoch"})
         self._pid = os.getpid()
 
     def renew(self, file: int) -> None:
@@ -99,10 +101,11 @@ class Samples:
         fault_points.reach("mid decode")
         if self._job.transform is None:
             return sample
-        if self._random is None:
+        if self._arguments is None:
             return self._job.transform(sample)
-        self._status.enter_epoch()
-        return self._job.transform(sample, self._random(epoch, index))
+        if self._transform_takes_epoch:
+            self._status.enter_epoch()
+        return self._job.transform(sample, **self._arguments(epoch, index))
 
     def where(self, index: int) -> Location:
         """What the source says of a sample's place; never fails."""
