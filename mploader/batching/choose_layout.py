@@ -1,4 +1,4 @@
-"""Decides how each component of an element is stored in a batch: of one shape, padded, ragged, apart, or strings."""
+"""Chooses the codec of each component of an element, from its spec and from ``pad=`` and ``ragged=``."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def make_layout(
     *,
     is_declared: bool = False,
 ) -> BatchLayout:
-    """Decides how each component is stored.
+    """Returns the layout of the batches of a loader.
 
     Args:
         structure: an element with an :class:`ArraySpec` in place of each component.
         component_bytes: bytes of each component of one element.
-        pad: what the user said: None, a value, a :class:`Pad`, or a structure of these.
-        ragged: what the user said: a bool or the number of dimensions that vary, or a structure of these.
-        batch_size: samples in the largest batch; None: elements stay apart and travel in blocks.
+        pad: the loader's argument: None, a value, a :class:`Pad`, or a structure of these.
+        ragged: the loader's argument: a bool or the number of dimensions that vary, or a structure of these.
+        batch_size: samples in the largest batch; None: elements stay apart and are sent in blocks.
         is_declared: the structure is ``element_spec=`` rather than that of the first element, so that only dimensions
             that are None in it vary.
 
@@ -53,13 +53,13 @@ def make_layout(
     ]
     capacity = batch_size
     if capacity is None:
-        # Elements travel in blocks, so that an element costs a fraction of a message.
+        # In blocks, so that an element costs a fraction of a message.
         capacity = max(1, min(BLOCK_SAMPLES, BLOCK_BYTES // max(1, sum(component_bytes))))
     return BatchLayout(pack_as(structure, codecs), capacity, DECLARED if is_declared else FIRST_ELEMENT)
 
 
 def make_whole_layout(structures: Sequence[Any]) -> BatchLayout:
-    """The layout for a source whose samples are batches.
+    """Returns the layout for a source whose samples are batches.
 
     Args:
         structures: some batches, each with an :class:`ArraySpec` in place of each component.
@@ -69,8 +69,8 @@ def make_whole_layout(structures: Sequence[Any]) -> BatchLayout:
     """
     names = component_names(structures[0])
     codecs = []
-    for place, name in enumerate(names):
-        specs = [flatten(structure)[place] for structure in structures if component_names(structure) == names]
+    for component, name in enumerate(names):
+        specs = [flatten(structure)[component] for structure in structures if component_names(structure) == names]
         kinds = {(spec.dtype, len(spec.shape)) for spec in specs}
         if len(specs) < len(structures) or len(kinds) > 1 or not specs[0].shape:
             raise SpecError(
@@ -84,7 +84,7 @@ def make_whole_layout(structures: Sequence[Any]) -> BatchLayout:
 
 
 def varying_bytes(layout: BatchLayout, component_bytes: Sequence[int]) -> int:
-    """Estimates what one element takes beyond ``layout.fixed_bytes``, from the bytes of the components of a sample."""
+    """Estimates the bytes of one element beyond ``layout.fixed_bytes``, from the component bytes of a sample."""
     total = 0
     for codec, size in zip(layout.codecs, component_bytes, strict=True):
         spec = codec.batch_spec(None)
@@ -97,13 +97,13 @@ def varying_bytes(layout: BatchLayout, component_bytes: Sequence[int]) -> int:
 
 
 def _spread(name: str, value: Any, structure: Any, names: list[str]) -> list[Any]:
-    """One entry a component: a value that is no structure is meant for all of them."""
+    """Returns an entry for each component: those of a structure, or one value for all."""
     if not isinstance(value, (dict, tuple)):
         return [value] * len(names)
     if component_names(value) != names:
         raise ArgumentError(
-            f"{name}={value!r} has the components {component_names(value)}, and the element has {names}; give one "
-            "value for all components, or the structure of the element with None where nothing varies"
+            f"{name}={value!r}: expected one value for all components or the components {names} of the element, with "
+            f"None where nothing varies, got {component_names(value)}"
         )
     return flatten(value)
 
@@ -114,9 +114,11 @@ def _pad_of(value: Any, spec: ArraySpec, name: str, given: Any) -> Pad | None:
         return None  # a number has nothing to pad
     pad = value if isinstance(value, Pad) else Pad(value)
     if pad.shape is not None and len(pad.shape) != len(spec.shape):
-        raise ArgumentError(f"pad={given!r}: {name} has {len(spec.shape)} dimensions, Pad.shape has {len(pad.shape)}")
+        raise ArgumentError(
+            f"pad={given!r}: expected a Pad.shape of {len(spec.shape)} dimensions for {name}, got {len(pad.shape)}"
+        )
     if isinstance(pad.value, (bool, np.bool_)) and spec.dtype != bool:
-        raise ArgumentError(f"pad={given!r}: wants the value to pad {name} with, such as pad=0, or mploader.Pad")
+        raise ArgumentError(f"pad={given!r}: expected the value to pad {name} with, such as pad=0, or mploader.Pad")
     return Pad(_filling(pad.value, spec, name, given), pad.shape, pad.multiple_of)
 
 
@@ -131,11 +133,11 @@ def _filling(value: Any, spec: ArraySpec, name: str, given: Any) -> Any:
             filling = _cast(0 if value is None else value, spec.dtype)
         if filling is not None:
             return filling
-    raise ArgumentError(f"pad={given!r}: {value!r} is no value of {name}, which has dtype {spec.dtype}")
+    raise ArgumentError(f"pad={given!r}: expected a value of {spec.dtype}, the dtype of {name}, got {value!r}")
 
 
 def _cast(value: Any, dtype: np.dtype[Any]) -> Any:
-    """The value in a dtype, or None if it is another value there. Rounding to a shorter float is allowed."""
+    """Returns the value in a dtype, or None if that changes it. Rounding to a shorter float is allowed."""
     try:
         found = np.asarray(value).astype(dtype)[()]
         exact = bool(found == value) or bool(found != found and value != value)
@@ -152,8 +154,8 @@ def _rank_of(value: Any, spec: ArraySpec, name: str, given: Any) -> int:
         return 0
     if not isinstance(value, int) or not 0 <= value <= len(spec.shape):
         raise ArgumentError(
-            f"ragged={given!r}: {value!r} is meant for {name} of shape {spec.shape}; it wants True (the first "
-            f"dimension varies) or how many of the {len(spec.shape)} leading dimensions vary"
+            f"ragged={given!r}: expected True (the first dimension varies) or how many of the {len(spec.shape)} leading "
+            f"dimensions of {name}, of shape {spec.shape}, vary, got {value!r}"
         )
     return int(value)
 
@@ -164,7 +166,7 @@ def _codec(
     if len(spec.shape) >= MAX_RANK:
         raise SpecError(f"{name} has {len(spec.shape)} dimensions; a batch stores at most {MAX_RANK - 1}")
     if pad is not None and ragged_rank:
-        raise ArgumentError(f"pad= and ragged= are both given for {name}; a component is either padded or ragged")
+        raise ArgumentError(f"pad= and ragged= are both given for {name}: a component is either padded or ragged")
     if ragged_rank:
         if None in spec.shape[ragged_rank:]:
             raise ArgumentError(f"ragged={ragged_rank} for {name} of shape {spec.shape}: expected all sizes behind the "

@@ -28,7 +28,7 @@ class Codec(Protocol):
         ...
 
     def batch_spec(self, batch: int | None) -> ArraySpec:
-        """What a user sees: the spec with the batch dimension in front."""
+        """Returns the spec of a batch of ``batch`` elements, with the batch dimension in front."""
         ...
 
     def dtypes(self) -> tuple[np.dtype[Any], ...]:
@@ -38,12 +38,17 @@ class Codec(Protocol):
     def accept(self, leaf: Any, name: str) -> Any:
         """Returns an element in the form that the other methods take, safe from later changes by the transform.
 
-        Called with a leaf that fits ``spec``. Raises SpecError, with ``name`` in it, if it cannot be stored.
+        Args:
+            leaf: the component of an element; it fits ``spec``.
+            name: of the component, for messages.
+
+        Raises:
+            SpecError: the component cannot be stored.
         """
         ...
 
     def measure(self, values: Elements) -> list[tuple[int, ...]]:
-        """The shapes of the stored arrays for these elements."""
+        """Returns the shapes of the stored arrays for these elements."""
         ...
 
     def write(self, arrays: Sequence[Array], values: Elements) -> None:
@@ -51,13 +56,13 @@ class Codec(Protocol):
         ...
 
     def read(self, arrays: Sequence[Array]) -> Any:
-        """The component of the batch; a view of the stored arrays wherever that is possible."""
+        """Returns the component of the batch, a view of the stored arrays if possible."""
         ...
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """Every element has the same shape: one array, and each element is written when it comes."""
+    """Components of one shape: one array, in which each element is written when it is added."""
 
     spec: ArraySpec
 
@@ -92,7 +97,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Strings:
-    """Bytes: offsets and one run of data. Read as an object array of ``bytes``, which is always a copy."""
+    """Strings: offsets and one array of all bytes. Read as an object array of ``bytes``, which is always a copy."""
 
     spec: ArraySpec
 
@@ -130,11 +135,11 @@ def texts_of(value: Any) -> list[bytes]:
     """Returns the strings of one element in order; ``str`` is encoded as UTF-8.
 
     Raises:
-        SpecError: something in it is no string.
+        SpecError: an item is not a string.
     """
     if isinstance(value, (bytes, str)):
         return [_text_of(value)]
-    # As objects: an array of bytes of one length cuts zero bytes off their ends.
+    # As objects, since an array of fixed-size strings loses trailing zero bytes.
     array = value if isinstance(value, np.ndarray) else np.asarray(value, STRING)
     return [_text_of(item) for item in array.flat]
 
@@ -144,7 +149,7 @@ def _text_of(item: Any) -> bytes:
         return item.encode()
     if isinstance(item, bytes):
         return item
-    raise SpecError(f"an array of strings holds {item!r:.200}, a {type(item).__name__}")
+    raise SpecError(f"an array of strings: expected bytes or str, got {item!r:.200}, a {type(item).__name__}")
 
 
 def measure_texts(texts: Sequence[bytes]) -> list[tuple[int, ...]]:
@@ -166,6 +171,6 @@ def read_texts(arrays: Sequence[Array]) -> Array:
     blob = data.tobytes()
     ends = offsets.tolist()
     texts = np.empty(len(ends) - 1, object)
-    for place in range(len(texts)):
-        texts[place] = blob[ends[place] : ends[place + 1]]
+    for index in range(len(texts)):
+        texts[index] = blob[ends[index] : ends[index + 1]]
     return texts

@@ -32,7 +32,7 @@ class BatchLayout:
     Attributes:
         structure: an element with one codec in place of each component.
         capacity: samples in a full batch.
-        model: what elements have to be like, in the words of messages.
+        model: what defines the specs of the elements, for messages.
     """
 
     structure: Any
@@ -51,44 +51,44 @@ class BatchLayout:
 
     @cached_property
     def header_bytes(self) -> int:
-        """Size of a slot's header, a multiple of 64."""
+        """Size of a slot's header in bytes, a multiple of 64."""
         arrays = sum(len(codec.dtypes()) for codec in self.codecs)
         return align(8 * (1 + arrays * _HEADER_INTS_PER_ARRAY))
 
     @property
     def fixed_bytes(self) -> int:
-        """Bytes of the header and the components of one shape, for a full batch; what varies comes behind them."""
+        """Bytes of the header and the components of one shape, for a full batch; components that vary follow."""
         return self._fixed_offsets()[1]
 
-    def fixed_places(self, memory: Array) -> list[Array | None]:
-        """The array for a full batch of each component of one shape, in ``memory`` (1-d uint8); None for others."""
+    def fixed_arrays(self, memory: Array) -> list[Array | None]:
+        """Returns the array in ``memory`` (1-d uint8) for each component of one shape; None for the others."""
         offsets, _ = self._fixed_offsets()
         return [
-            _view(memory, offsets[place], codec.spec.dtype, codec.shape(self.capacity))
+            _view(memory, offsets[component], codec.spec.dtype, codec.shape(self.capacity))
             if isinstance(codec, Fixed) else None
-            for place, codec in enumerate(self.codecs)
+            for component, codec in enumerate(self.codecs)
         ]  # fmt: skip
 
     def used_bytes(self, shapes: list[list[tuple[int, ...]]]) -> int:
-        """Bytes in use by a batch whose stored arrays have these shapes, for each component."""
-        return self._place(shapes)[1]
+        """Returns the bytes that a batch uses whose stored arrays have these shapes, a list for each component."""
+        return self._array_offsets(shapes)[1]
 
     def _fixed_offsets(self) -> tuple[dict[int, int], int]:
-        """The offset of each component of one shape, which does not depend on the batch, and where the last ends."""
+        """The offset of each component of one shape, by its number, and the end of the last."""
         offsets, end = {}, self.header_bytes
-        for place, codec in enumerate(self.codecs):
+        for component, codec in enumerate(self.codecs):
             if isinstance(codec, Fixed):
-                offsets[place] = end
+                offsets[component] = end
                 end = align(end + _nbytes(codec.spec.dtype, codec.shape(self.capacity)))
         return offsets, end
 
-    def _place(self, shapes: list[list[tuple[int, ...]]]) -> tuple[list[int], int]:
+    def _array_offsets(self, shapes: list[list[tuple[int, ...]]]) -> tuple[list[int], int]:
         """The offset of every stored array, and the bytes in use."""
         fixed, end = self._fixed_offsets()
         offsets = []
-        for place, (codec, codec_shapes) in enumerate(zip(self.codecs, shapes, strict=True)):
-            if place in fixed:
-                offsets.append(fixed[place])
+        for component, (codec, codec_shapes) in enumerate(zip(self.codecs, shapes, strict=True)):
+            if component in fixed:
+                offsets.append(fixed[component])
                 continue
             for dtype, shape in zip(codec.dtypes(), codec_shapes, strict=True):
                 offsets.append(end)
@@ -96,8 +96,8 @@ class BatchLayout:
         return offsets, end
 
     def open(self, memory: Array, count: int, shapes: list[list[tuple[int, ...]]]) -> list[list[Array]]:
-        """Writes the header into ``memory`` (1-d uint8) and returns the arrays to write to, for each component."""
-        offsets, _ = self._place(shapes)
+        """Writes the header to ``memory`` (1-d uint8) and returns the arrays to write to, a list for each component."""
+        offsets, _ = self._array_offsets(shapes)
         header = memory[: self.header_bytes].view(np.int64)
         header[0] = count
         rows = header[1 : 1 + len(offsets) * _HEADER_INTS_PER_ARRAY].reshape(-1, _HEADER_INTS_PER_ARRAY)
@@ -108,7 +108,7 @@ class BatchLayout:
         return self._arrays(memory, rows.tolist())
 
     def read(self, memory: Array) -> Any:
-        """Returns the batch that ``memory`` (1-d uint8) holds, as views of it."""
+        """Returns the batch in ``memory`` (1-d uint8), as views of it."""
         header = memory[: self.header_bytes].view(np.int64)
         arrays = sum(len(codec.dtypes()) for codec in self.codecs)
         rows = header[1 : 1 + arrays * _HEADER_INTS_PER_ARRAY].reshape(-1, _HEADER_INTS_PER_ARRAY)

@@ -13,13 +13,13 @@ from mploader._util.shared_memory import Array
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
-    """A batch of arrays of different lengths: all their rows in one array, and where each array ends.
+    """A batch of arrays of different lengths: all rows in one array, and the offsets at which each array ends.
 
     The NumPy side of ``tf.RaggedTensor``: ``tf.RaggedTensor.from_row_splits(ragged.values, ragged.row_splits)``.
 
     Attributes:
-        values: the elements' rows one after the other, (rows of all elements, ...); for elements with several
-            varying dimensions a :class:`Ragged` of the next dimension.
+        values: the rows of all elements, (rows, ...). A :class:`Ragged` of the next dimension if several dimensions
+            vary.
         row_splits: int64 (elements + 1,); element i has the rows ``row_splits[i]:row_splits[i + 1]``.
     """
 
@@ -48,10 +48,10 @@ class Ragged:
         return len(self.row_splits) - 1
 
     def __getitem__(self, element: int) -> Array:
-        """Returns one element as the array that the transform gave, a view.
+        """Returns one element as the array that the transform returned, a view.
 
         Raises:
-            IndexError: there is no such element.
+            IndexError: ``element`` is out of range.
         """
         count = len(self)
         if not -count <= element < count:

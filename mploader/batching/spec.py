@@ -2,7 +2,7 @@
 
 An *element* is what a transform returns for one sample: an array, a tuple, or a dict of arrays, Python numbers and
 strings; tuples and dicts may nest. Its arrays, numbers and strings are its *components*. A batch has the same
-structure with a leading batch dimension. Everything here is arithmetic on descriptions; no array data is touched.
+structure with a leading batch dimension. This module reads shapes and dtypes and copies no array.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ArraySpec:
             a batch size the first entry is the batch dimension.
         dtype: NumPy dtype in native byte order; ``object`` for a string component.
         ragged_rank: for a ragged component, how many dimensions behind the batch vary within a batch: batches hold
-            a :class:`mploader.Ragged`, TensorFlow sees a ``tf.RaggedTensor`` of this ragged rank. Otherwise 0.
+            a :class:`mploader.Ragged`, TensorFlow sees a ``tf.RaggedTensor`` of this ragged rank. 0 for others.
     """
 
     shape: tuple[int | None, ...]
@@ -56,14 +56,17 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class Pad:
-    """How a component whose shape varies is made rectangular.
+    """How components of different shapes are padded to one shape.
 
     Attributes:
-        value: what fills the room behind an element; None: 0, or an empty string.
-        shape: the size of each dimension in the batch, None for the longest of the batch. Elements may be smaller;
-            one that is larger is an error. Without it every dimension is padded to the longest.
-        multiple_of: sizes that vary are rounded up to a multiple of this, so that a compiled training step
-            meets fewer different shapes.
+        value: the padding value; None: 0, or an empty string.
+        shape: the size of each dimension in the batch, None for the longest of the batch. A larger element is an error.
+            Without a shape, every dimension is padded to the longest.
+        multiple_of: sizes that vary are rounded up to a multiple of this, so that a compiled training step sees fewer
+            shapes.
+
+    Raises:
+        ArgumentError: ``shape`` or ``multiple_of`` is invalid.
     """
 
     value: Any = None
@@ -76,14 +79,14 @@ class Pad:
                 shape = tuple(size if size is None else whole_number("size", size, 0) for size in self.shape)
             except (ArgumentError, TypeError):
                 raise ArgumentError(
-                    f"Pad(shape={self.shape!r}): wants a tuple with a size of at least 0 or None for each dimension"
+                    f"Pad: shape={self.shape!r}: expected a tuple with a size >= 0 or None for each dimension"
                 ) from None
             object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "multiple_of", whole_number("Pad: multiple_of", self.multiple_of, 1))
 
 
 def describe_element(element: Any) -> Any:
-    """Returns the structure of :class:`ArraySpec` of one element, as the first sample of a loader defines it.
+    """Returns an element with an :class:`ArraySpec` in place of each component.
 
     Raises:
         SpecError: a component is not an array, a number or a string.
@@ -91,7 +94,7 @@ def describe_element(element: Any) -> Any:
     names = component_names(element)
     leaves = flatten(element)
     if not leaves:
-        raise SpecError(f"the element {element!r} has no components; return at least one array or number")
+        raise SpecError(f"the element {element!r:.200} has no components; return at least one array or number")
     return pack_as(element, [_describe(leaf, name) for leaf, name in zip(leaves, names, strict=True)])
 
 

@@ -26,8 +26,8 @@ class Padded:
     """Elements of different shapes, padded to the largest of the batch, to a given shape or to a multiple.
 
     Attributes:
-        spec: the element's shape as it is checked: None for a dimension that is padded.
-        pad: how. The sizes in its shape are the sizes in the batch.
+        spec: the element's spec; None for a dimension that is padded.
+        pad: the padding value and sizes. The sizes in its shape are the sizes in the batch.
     """
 
     spec: ArraySpec
@@ -104,7 +104,7 @@ class PaddedStrings:
 
 @dataclass(frozen=True)
 class RaggedRows:
-    """Elements whose first ``ragged_rank`` dimensions vary, one behind the other, read as :class:`Ragged`."""
+    """Elements whose first ``ragged_rank`` dimensions vary: their rows one after another, read as :class:`Ragged`."""
 
     spec: ArraySpec
     ragged_rank: int = 1
@@ -166,7 +166,7 @@ class RaggedRows:
 
 @dataclass(frozen=True)
 class Apart:
-    """Elements that stay apart, for a loader without a batch size: each as large as it is, or padded by itself."""
+    """Separate elements, for a loader without a batch size: each in its own shape, or padded by itself."""
 
     spec: ArraySpec
     pad: Pad
@@ -222,7 +222,7 @@ class Apart:
 
 @dataclass(frozen=True)
 class Whole:
-    """A batch that the source has made: the one element of its slot, without another dimension in front.
+    """A batch that the source has made: the only element of its slot, without another batch dimension.
 
     Attributes:
         spec: the batch's shape, None for a dimension that varies.
@@ -239,7 +239,7 @@ class Whole:
         return (_INT64, *TEXT_DTYPES) if self.spec.is_string else (self.spec.dtype,)
 
     def accept(self, leaf: Any, name: str) -> Any:
-        """See :class:`~mploader.batching.codecs.Codec`. The only element, written before another is made."""
+        """See :class:`~mploader.batching.codecs.Codec`; no copy, since the element is written before another one is made."""
         return _object_array(leaf) if self.spec.is_string else np.asarray(leaf, self.spec.dtype)
 
     def measure(self, values: Elements) -> list[tuple[int, ...]]:
@@ -262,7 +262,7 @@ class Whole:
 
 
 def padded_sizes(values: Elements, spec: ArraySpec, pad: Pad) -> tuple[int, ...]:
-    """The sizes that elements are padded to: given, or those of the largest element, rounded up."""
+    """Returns the sizes that elements are padded to: the given ones, or those of the largest element, rounded up."""
     sizes = []
     for axis, given in enumerate(pad.shape or spec.shape):
         largest = max((value.shape[axis] for value in values), default=0)
@@ -271,7 +271,7 @@ def padded_sizes(values: Elements, spec: ArraySpec, pad: Pad) -> tuple[int, ...]
 
 
 def write_padded(room: Array, value: Array, filling: Any) -> None:
-    """Writes ``value`` to the front corner of ``room`` and ``filling`` to the rest; nothing is written twice."""
+    """Writes ``value`` to the first corner of ``room`` and ``filling`` to the rest; nothing is written twice."""
     corner = tuple(slice(0, size) for size in value.shape)
     room[corner] = value
     for axis, size in enumerate(value.shape):
@@ -281,11 +281,11 @@ def write_padded(room: Array, value: Array, filling: Any) -> None:
 
 def _check_room(value: Array, pad: Pad, name: str) -> Array:
     if pad.shape is not None and any(
-        limit is not None and size > limit for size, limit in zip(value.shape, pad.shape, strict=True)
+        largest is not None and size > largest for size, largest in zip(value.shape, pad.shape, strict=True)
     ):
         raise SpecError(
-            f"{name} has shape {value.shape}, which is larger than the {pad.shape} that it is to be padded to; "
-            "raise Pad(shape=), or cut the element in the transform"
+            f"{name} has shape {value.shape}, which exceeds the {pad.shape} of Pad(shape=); raise Pad(shape=), or cut the "
+            "element in the transform"
         )
     return value
 
@@ -294,8 +294,8 @@ def _object_array(leaf: Any) -> Array:
     """A copy of an array of strings as an object array of ``bytes``."""
     shape = () if isinstance(leaf, (bytes, str)) else np.shape(leaf)
     texts = np.empty(int(np.prod(shape, dtype=np.int64)), object)
-    for place, text in enumerate(texts_of(leaf)):
-        texts[place] = text
+    for index, text in enumerate(texts_of(leaf)):
+        texts[index] = text
     return texts.reshape(shape)
 
 

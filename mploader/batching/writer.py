@@ -18,10 +18,11 @@ from mploader.errors import SpecError
 
 
 class BatchWriter:
-    """Collects the elements of one batch for a slot. Used by a worker, one writer for each task.
+    """Writes the elements of one batch to a slot. A worker makes one for each task.
 
-    Components of one shape go to their place in the slot at once. The others are kept until the last element has
-    come, because their size in the batch depends on all elements.
+    Args:
+        layout: how the batch lies in the memory.
+        memory: the slot, a 1-d uint8 array.
     """
 
     def __init__(self, layout: BatchLayout, memory: Array) -> None:
@@ -29,7 +30,7 @@ class BatchWriter:
         self._memory = memory
         self._codecs = layout.codecs
         self._names = component_names(layout.structure)
-        self._places = layout.fixed_places(memory)
+        self._fixed = layout.fixed_arrays(memory)
         self._kept: list[list[Any]] = [[] for _ in self._codecs]
         self.count = 0
 
@@ -44,11 +45,11 @@ class BatchWriter:
         return self._layout.capacity
 
     def add(self, element: Any) -> None:
-        """Takes one element; one that is refused leaves nothing behind.
+        """Adds one element; a refused element leaves the batch unchanged.
 
         Raises:
-            SpecError: the element is not like the first one of the loader.
-            Exception: whatever NumPy, or an object of the user's, raises when it is converted.
+            SpecError: the element does not fit the layout.
+            Exception: NumPy, or an object of the user, raised it during the conversion.
         """
         leaves: list[Any] = []
         if not _collect(element, self._layout.structure, leaves):
@@ -57,44 +58,44 @@ class BatchWriter:
                 f"but {self._layout.model} has {self._names}; return the same structure for every sample"
             )
         accepted: list[tuple[list[Any], Any]] = []
-        for place, (leaf, codec) in enumerate(zip(leaves, self._codecs, strict=True)):
-            check_component(leaf, codec.spec, self._names[place], self._layout.model)
-            target = self._places[place]
+        for component, (leaf, codec) in enumerate(zip(leaves, self._codecs, strict=True)):
+            check_component(leaf, codec.spec, self._names[component], self._layout.model)
+            target = self._fixed[component]
             if target is not None:
                 target[self.count] = leaf
             else:
-                accepted.append((self._kept[place], codec.accept(leaf, self._names[place])))
-        for kept, value in accepted:  # not before: nothing must remain of an element that is refused
+                accepted.append((self._kept[component], codec.accept(leaf, self._names[component])))
+        for kept, value in accepted:  # only now: a refused element must leave nothing behind
             kept.append(value)
         self.count += 1
 
     def finish(self) -> int:
-        """Writes what was kept and returns the bytes in use; if they exceed the slot, the batch is not complete."""
+        """Writes the kept components and returns the bytes in use. If they exceed the slot, nothing is written."""
         shapes = self._measure()
         used = self._layout.used_bytes(shapes)
         if used <= len(self._memory):
             arrays = self._layout.open(self._memory, self.count, shapes)
-            for codec, target, group, values in zip(self._codecs, self._places, arrays, self._kept, strict=True):
+            for codec, target, group, values in zip(self._codecs, self._fixed, arrays, self._kept, strict=True):
                 if target is None:
                     codec.write(group, values)
         return used
 
     def write_to(self, memory: Array) -> None:
-        """Writes the whole batch to other memory, which holds at least what :meth:`finish` returned."""
+        """Writes the whole batch to other memory (1-d uint8) of at least the bytes that :meth:`finish` returned."""
         arrays = self._layout.open(memory, self.count, self._measure())
-        for codec, target, group, values in zip(self._codecs, self._places, arrays, self._kept, strict=True):
+        for codec, target, group, values in zip(self._codecs, self._fixed, arrays, self._kept, strict=True):
             codec.write(group, values if target is None else target[: self.count])
 
     def _measure(self) -> list[list[tuple[int, ...]]]:
         return [
             codec.measure(values if target is None else target[: self.count])
-            for codec, target, values in zip(self._codecs, self._places, self._kept, strict=True)
+            for codec, target, values in zip(self._codecs, self._fixed, self._kept, strict=True)
         ]
 
 
 def _collect(element: Any, structure: Any, leaves: list[Any]) -> bool:
-    """Appends the components of ``element`` in the order of ``structure``; False if the two do not match."""
-    # Called for every sample, so it goes without generator expressions, which take four times as long here.
+    """Appends the components of ``element`` in the order of ``structure``; returns False if they do not match."""
+    # Without generator expressions, which take four times as long: this is called for every sample.
     if isinstance(structure, tuple):
         if not isinstance(element, tuple) or len(element) != len(structure):
             return False
@@ -114,16 +115,22 @@ def _collect(element: Any, structure: Any, leaves: list[Any]) -> bool:
 
 
 _PYTHON_TYPES = {np.dtype(np.int64): int, np.dtype(np.float64): float, np.dtype(np.bool_): bool}
-"""The type of Python numbers that a component of a dtype came from; NumPy refuses an int that is out of range."""
+"""The type of the Python numbers that a dtype stores; NumPy itself refuses an int that is out of range."""
 
 
 def check_component(leaf: Any, spec: ArraySpec, name: str, model: str) -> None:
-    """Checks one component of an element against the spec of the ``model``: the first one, or the signature.
+    """Checks one component of an element against its spec.
+
+    Args:
+        leaf: the component.
+        spec: what is expected.
+        name: of the component, for messages.
+        model: what defines the spec, for messages: the first element or a signature.
 
     Raises:
-        SpecError: another kind, dtype or shape.
+        SpecError: the component has another kind, dtype or shape.
     """
-    # What nearly every component is, told apart from all that needs a closer look.
+    # Fast path: nearly every component is such an array or number.
     if type(leaf) is np.ndarray:
         if leaf.dtype == spec.dtype and leaf.shape == spec.shape and not leaf.dtype.hasobject:
             return
@@ -149,10 +156,10 @@ def check_component(leaf: Any, spec: ArraySpec, name: str, model: str) -> None:
         if not _is_number_of(leaf, spec.dtype):
             raise SpecError(f"{name} is {leaf!r:.200}, which does not fit the dtype {spec.dtype} of {model}")
     if len(shape) != len(spec.shape) or any(
-        want is not None and got != want for got, want in zip(shape, spec.shape, strict=False)
+        expected is not None and got != expected for got, expected in zip(shape, spec.shape, strict=False)
     ):
         advice = (
-            ". Make the shapes equal in the transform (images.Resize), or say that they vary with pad= or ragged= "
+            ". Make the shapes equal in the transform (images.Resize), or declare that they vary with pad= or ragged= "
             "(ragged=2: in two dimensions)"
         )
         raise SpecError(

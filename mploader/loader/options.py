@@ -15,7 +15,8 @@ from mploader.loader.bad_samples import MaxBad
 from mploader.loader.declared_element import read_element_spec
 from mploader.sampling.bucketing import BucketBy
 from mploader.sampling.plan import Plan
-from mploader.sampling.samplers import ShardShuffle, arrange
+from mploader.sampling.samplers import ShardShuffle
+from mploader.sources.choose_sampler import sampler_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ class Options:
             size = bucket_by.largest_batch(size)
         policy = OnBadSample.of(on_bad_sample)
         plan = Plan(num_samples, size or 1, seed, bool(shuffle), drop_remainder, shard)
-        plan = dataclasses.replace(plan, sampler=arrange(source, num_samples, plan.seed, shuffle))
+        plan = dataclasses.replace(plan, sampler=sampler_for(source, num_samples, plan.seed, shuffle))
         if not plan.num_batches:
             raise ArgumentError(
                 f"an epoch would be empty: {num_samples} samples do not fill one batch of {plan.global_batch_size}, "

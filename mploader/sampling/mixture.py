@@ -1,20 +1,20 @@
 """Which source each sample of a mix comes from: a fixed pattern with the exact proportions, in closed form.
 
-A mix is one endless sequence of *places*. Place ``n`` holds the ``ordinal``-th sample of one source, and both maps
-``place -> (source, ordinal)`` and back take constant time, whatever ``n`` is.
+A mix is one endless sequence of samples. Its sample ``n`` is the sample with the *number* ``k`` of one source, where the
+numbers of a source go on from pass to pass. Both maps, ``n -> (source, k)`` and back, take constant time for any ``n``.
 
 How exact a pattern can be, with ``count`` samples of a source of weight ``p`` (all weights add up to 1) in a window of
-``length`` places:
+``length`` samples of the mix:
 
-* From the first place on, ``|count - p * length| < 1`` for every source, at every length (Tijdeman, "The chairman
+* From the first sample on, ``|count - p * length| < 1`` for every source, at every length (Tijdeman, "The chairman
   assignment problem", Discrete Mathematics 32, 1980, which is also the method for three sources and more).
-* For one or two sources the same holds for every window, wherever it starts (the pattern is a Sturmian word).
+* For one or two sources the same holds for every window (the pattern is a Sturmian word).
 * For three or more it cannot: such words exist only for few weights, as 4 : 2 : 1 or equal ones (Fraenkel's conjecture,
-  proved up to seven letters). A window that starts anywhere is the difference of two that start at the first place, so
-  there ``|count - p * length| < 2``; and a window that starts at a multiple of the period (the sum of the weights as
-  whole numbers in lowest terms) is below 1 again. Among several patterns the one with the smallest error is taken.
+  proved up to seven letters). Any window is the difference of two that start at the first sample, so its error
+  ``|count - p * length|`` is below 2. It is below 1 for a window that starts at a multiple of the period (the sum of
+  the weights as integers in lowest terms). Of several patterns, the one with the smallest error is taken.
 
-Saved positions depend on every number here; ``NAME`` stands for them in the fingerprint of a plan.
+Checkpoints depend on every number here; ``NAME`` stands for them in the fingerprint of a plan.
 """
 
 from __future__ import annotations
@@ -42,32 +42,32 @@ _MAX_MERGED = 1 << 12
 
 
 def whole_weights(weights: Sequence[Any]) -> tuple[int, ...]:
-    """Turns weights into whole numbers in lowest terms.
+    """Returns weights as integers in lowest terms.
 
-    Up to two sources keep any proportion of 31 bits; three and more keep theirs exactly while the numbers add up to
-    no more than 65,536, and to one part in 65,536 beyond.
+    One or two sources keep any proportion of 31 bits. Three and more keep theirs exactly if the integers add up to at
+    most 65,536, and are otherwise rounded to one part in 65,536.
 
     Args:
         weights: positive numbers.
 
     Raises:
-        ArgumentError: one is no positive finite number, or is too small beside the others.
+        ArgumentError: a weight is not a positive finite number, or is too small beside the others.
     """
     fractions = [_fraction(weight) for weight in weights]
     denominator = math.lcm(*(fraction.denominator for fraction in fractions))
     whole = [int(fraction * denominator) for fraction in fractions]
     divisor = math.gcd(*whole)
     whole = [number // divisor for number in whole]
-    limit = _MAX_SUM if len(whole) <= 2 else _MAX_PERIOD
-    if sum(whole) <= limit:
+    largest_sum = _MAX_SUM if len(whole) <= 2 else _MAX_PERIOD
+    if sum(whole) <= largest_sum:
         return tuple(whole)
     total = sum(whole)
-    kept = [number * limit // total for number in whole]
+    kept = [number * largest_sum // total for number in whole]
     if not all(kept):
-        raise ArgumentError(f"weights {list(weights)}: {min(weights)} is less than 1/{limit} of their sum")
-    remainders = sorted(range(len(whole)), key=lambda place: kept[place] * total - whole[place] * limit)
-    for place in remainders[: limit - sum(kept)]:
-        kept[place] += 1
+        raise ArgumentError(f"weights={list(weights)}: expected at least 1/{largest_sum} of their sum, got {min(weights)}")
+    remainders = sorted(range(len(whole)), key=lambda source: kept[source] * total - whole[source] * largest_sum)
+    for source in remainders[: largest_sum - sum(kept)]:
+        kept[source] += 1
     divisor = math.gcd(*kept)
     return tuple(number // divisor for number in kept)
 
@@ -78,7 +78,7 @@ def _fraction(weight: Any) -> Fraction:
     except (TypeError, ValueError, OverflowError):
         exact = Fraction(0)
     if exact <= 0 or isinstance(weight, (bool, str)):
-        raise ArgumentError(f"a weight of {weight!r}: wanted is a positive number")
+        raise ArgumentError(f"weight={weight!r}: expected a positive number")
     near = exact.limit_denominator(_MAX_DENOMINATOR)
     return near if abs(near - exact) <= exact * Fraction(1, 10**12) else exact
 
@@ -91,21 +91,21 @@ class Pattern:
         self._weights = np.array(weights, np.int64)
         sources = _best_period(weights)
         self._sources = sources
-        self._places = [np.flatnonzero(sources == source) for source in range(len(weights))]
+        self._offsets = [np.flatnonzero(sources == source) for source in range(len(weights))]
         self._ranks = np.empty(self.period, np.int64)
-        for places in self._places:
-            self._ranks[places] = np.arange(len(places))
+        for offsets in self._offsets:
+            self._ranks[offsets] = np.arange(len(offsets))
 
-    def locate(self, places: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """Gives (source, ordinal of the sample among those of its source) of each place; int64 arrays."""
-        turns, within = np.divmod(places, self.period)
+    def locate(self, samples: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Returns the source of each sample of the mix, and its number in that source; int64 arrays."""
+        turns, within = np.divmod(samples, self.period)
         sources = self._sources[within]
         return sources, turns * self._weights[sources] + self._ranks[within]
 
-    def places(self, source: int, ordinals: Int64Array) -> Int64Array:
-        """The inverse of :meth:`locate` for the samples of one source."""
-        turns, within = np.divmod(ordinals, self._weights[source])
-        return turns * self.period + self._places[source][within]
+    def samples_of(self, source: int, numbers: Int64Array) -> Int64Array:
+        """The inverse of :meth:`locate` for the samples of one source: their numbers in the mix."""
+        turns, within = np.divmod(numbers, self._weights[source])
+        return turns * self.period + self._offsets[source][within]
 
 
 class PatternOfTwo:
@@ -115,24 +115,24 @@ class PatternOfTwo:
         self.period = sum(weights)
         self._weights = weights
 
-    def locate(self, places: Int64Array) -> tuple[Int64Array, Int64Array]:
+    def locate(self, samples: Int64Array) -> tuple[Int64Array, Int64Array]:
         """See :meth:`Pattern.locate`."""
-        turns, within = np.divmod(places, self.period)
+        turns, within = np.divmod(samples, self.period)
         before, behind = self._firsts(within), self._firsts(within + 1)
         is_second = behind == before
         first, second = self._weights
-        ordinals = np.where(is_second, turns * second + within - before, turns * first + before)
-        return is_second.astype(np.int64), ordinals
+        numbers = np.where(is_second, turns * second + within - before, turns * first + before)
+        return is_second.astype(np.int64), numbers
 
-    def places(self, source: int, ordinals: Int64Array) -> Int64Array:
-        """See :meth:`Pattern.places`."""
+    def samples_of(self, source: int, numbers: Int64Array) -> Int64Array:
+        """See :meth:`Pattern.samples_of`."""
         weight = self._weights[source]
-        turns, within = np.divmod(ordinals, weight)
-        # The shortest start of the pattern that holds one sample more; its last place is the one.
+        turns, within = np.divmod(numbers, weight)
+        # The shortest start of the pattern that holds one more sample of the source ends with that sample.
         rounding = self.period // 2 if source == 0 else self.period - 1 - self.period // 2
         length = -(-((within + 1) * self.period - rounding) // weight)
-        places: Int64Array = turns * self.period + length - 1
-        return places
+        samples: Int64Array = turns * self.period + length - 1
+        return samples
 
     def _firsts(self, length: Int64Array) -> Int64Array:
         counts: Int64Array = (length * self._weights[0] + self.period // 2) // self.period
@@ -141,12 +141,12 @@ class PatternOfTwo:
 
 @functools.lru_cache(maxsize=32)
 def pattern_of(weights: tuple[int, ...]) -> Pattern | PatternOfTwo:
-    """The pattern of whole weights, as :func:`whole_weights` gives them."""
+    """Returns the pattern of weights that :func:`whole_weights` has returned."""
     return PatternOfTwo((weights[0], weights[1])) if len(weights) == 2 else Pattern(weights)
 
 
 def window_error(sources: Int64Array, weights: Sequence[int]) -> tuple[float, float]:
-    """The largest errors of a pattern of one period, in samples: of windows from its start, and of all windows."""
+    """Returns the largest errors of one period, in samples: of windows from its start, and of all windows."""
     period = sum(weights)
     from_start = anywhere = 0.0
     for source, weight in enumerate(weights):
@@ -158,7 +158,11 @@ def window_error(sources: Int64Array, weights: Sequence[int]) -> tuple[float, fl
 
 
 def _best_period(weights: tuple[int, ...]) -> Int64Array:
-    """One period, int64: of all patterns whose error from the start is below 1, one with the least error anywhere."""
+    """Returns the sources of one period, int64: the candidate with the smallest error of all windows.
+
+    Its error from the start is below 1. Only the search finds the patterns that are exact in every window, as for
+    4 : 2 : 1.
+    """
     best = _chairmen(weights)
     best_error = window_error(best, weights)[1]
     if len(weights) == 1 or sum(weights) > _MAX_MERGED:
@@ -172,26 +176,26 @@ def _best_period(weights: tuple[int, ...]) -> Int64Array:
 
 
 def _chairmen(weights: tuple[int, ...]) -> Int64Array:
-    """Tijdeman's assignment: of the sources that may come now, the one that must come soonest."""
+    """Tijdeman's assignment: of the sources that may come next, the one with the earliest deadline."""
     count, period = len(weights), sum(weights)
     scale = max(1, 2 * count - 2)
     assigned = [0] * count
     chosen = np.empty(period, np.int64)
-    for place in range(period):
+    for sample in range(period):
         best, best_deadline = -1, 0.0
         for source, weight in enumerate(weights):
-            lack = ((place + 1) * weight - assigned[source] * period) * scale  # in 1 / (period * scale) samples
+            lack = ((sample + 1) * weight - assigned[source] * period) * scale  # in 1 / (period * scale) samples
             if lack >= period:
                 deadline = ((scale - 1) * period - lack) / weight
                 if best < 0 or deadline < best_deadline:
                     best, best_deadline = source, deadline
         assigned[best] += 1
-        chosen[place] = best
+        chosen[sample] = best
     return chosen
 
 
 def _merged(weights: tuple[int, ...], attempt: int) -> Int64Array:
-    """The samples of each source at equal distances, with one phase a source: 1/2 first, then others in turn."""
+    """The samples of each source at equal distances, with one phase for each source: 1/2 at the first attempt."""
     golden = (math.sqrt(5) - 1) / 2
     phases = [(0.5 + (source + 1) * attempt * golden) % 1 for source in range(len(weights))]
     keys = np.concatenate([(np.arange(weight) + phase) / weight for weight, phase in zip(weights, phases, strict=True)])

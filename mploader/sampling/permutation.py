@@ -1,24 +1,24 @@
 """A random order of any number of samples in constant memory.
 
-A shuffled epoch needs a permutation of the sample indices. A stored one takes 8 GB at 10^9 samples; here it
-is computed: a Feistel network enciphers the position, and the cipher text is the sample index.
+A shuffled epoch needs a permutation of the sample indices. A stored one takes 8 GB for 10^9 samples. Here it is
+computed: a Feistel network enciphers the offset in the epoch, and the cipher text is the sample index.
 
-    position = left * b + right          with a * b >= size, a and b about sqrt(size)
+    offset = left * b + right            with a * b >= size, a and b about sqrt(size)
     left  = (left  + F(key_0, right)) mod a
     right = (right + F(key_1, left )) mod b
     ...                                  one line a round
     index = left * b + right
 
-Each round can be undone, so the network permutes [0, a * b). That range exceeds ``size`` by less than ``a``;
-whoever lands outside is sent through again until inside ("cycle walking"), which keeps the map one-to-one.
+Each round can be undone, so the network permutes [0, a * b). That range exceeds ``size`` by less than ``a``. A value
+outside goes through the network again until it is inside ("cycle walking"), which keeps the map one-to-one.
 
 Sources: the modular network on a * b is FE1 of Black and Rogaway, "Ciphers with Arbitrary Finite Domains"
 (CT-RSA 2002); the round function F is the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014); keys
-come from BLAKE2b. It mixes well; it is no encryption: the keys are public.
+come from BLAKE2b. It mixes well, but it is not an encryption: the keys are public.
 
-Saved positions of training runs depend on every number in this file: with another round, key or constant, a
-resumed run would see another order. ``tests/test_permutation.py`` holds golden values, and ``FUNCTION`` names
-the present function in the fingerprint of a plan.
+Checkpoints depend on every number in this file: with another round, key or constant, training that is resumed would
+see another order. ``tests/sampling/test_permutation.py`` holds golden values, and ``FUNCTION`` names the function in
+the fingerprint of a plan.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ _ONE = np.uint64(1)
 
 
 def digest(purpose: str, *numbers: int, size: int = 32) -> bytes:
-    """Hashes integers of any size to ``size`` bytes (1 to 64) that differ in every bit for any other input.
+    """Hashes integers of any size to ``size`` bytes (1 to 64).
 
     Args:
-        purpose: what the bytes are for, at most 16 ASCII characters; equal numbers used for two purposes give
-            unrelated bytes.
+        purpose: what the bytes are for, at most 16 ASCII characters. Equal numbers give unrelated bytes for two
+            purposes.
         numbers: integers >= 0 of any size. Each is hashed with its length, so (1, 23) and (12, 3) differ.
-        size: how many bytes.
+        size: number of bytes.
     """
     state = hashlib.blake2b(digest_size=size, person=purpose.encode())
     for number in numbers:
@@ -67,9 +67,9 @@ def digest(purpose: str, *numbers: int, size: int = 32) -> bytes:
 
 
 class Permutation:
-    """A permutation of [0, size), chosen by a key; ``permutation(positions)`` gives the items there.
+    """A permutation of [0, size), chosen by a key; ``permutation(offsets)`` returns the items at some offsets.
 
-    Immutable, of constant size (below 1 kB) whatever ``size`` is.
+    Immutable, and below 1 kB for any ``size``.
 
     Args:
         size: number of items, 1 to 2^62.
@@ -83,9 +83,9 @@ class Permutation:
 
     def __init__(self, size: int, *key: int) -> None:
         if not 1 <= size <= MAX_SIZE:
-            raise ArgumentError(f"a permutation of {size} items: wanted is a size from 1 to 2^62")
+            raise ArgumentError(f"size={size}: expected an integer >= 1 and <= 2^62")
         if any(part < 0 for part in key):
-            raise ArgumentError(f"a permutation with the key {key}: wanted are integers >= 0")
+            raise ArgumentError(f"key={key}: expected integers >= 0")
         self.size = size
         rows = math.isqrt(size - 1) + 1
         self._rows = np.uint64(rows)
@@ -97,29 +97,29 @@ class Permutation:
     def __repr__(self) -> str:
         return f"Permutation({self.size:,} items)"
 
-    def __call__(self, positions: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Gives the item at each position.
+    def __call__(self, offsets: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """Returns the item at each offset.
 
         Args:
-            positions: integers in [0, size), of any shape.
+            offsets: integers in [0, size), of any shape.
 
         Returns:
-            int64 array of the same shape; over all positions every item comes exactly once.
+            int64 array of the same shape; over all offsets every item comes exactly once.
 
         Raises:
-            IndexError: a position is out of range.
+            IndexError: an offset is out of range.
         """
-        wanted = np.asarray(positions, dtype=np.int64)
-        if wanted.size and (int(wanted.min()) < 0 or int(wanted.max()) >= self.size):
-            raise IndexError(f"positions {wanted.min()} to {wanted.max()} of {self.size} items")
-        values = self._network(wanted.ravel().astype(np.uint64))
-        # Fewer than sqrt(size) of at least size values lie outside, so this ends after a turn or two; only at
-        # sizes like 3 of 4 may it take a few more. It ends for certain: a cycle returns to its start, inside.
+        chosen = np.asarray(offsets, dtype=np.int64)
+        if chosen.size and (int(chosen.min()) < 0 or int(chosen.max()) >= self.size):
+            raise IndexError(f"offsets {chosen.min()} to {chosen.max()} of {self.size} items")
+        values = self._network(chosen.ravel().astype(np.uint64))
+        # Fewer than sqrt(size) of at least size values are outside, so one or two turns suffice, and a few more for
+        # tiny sizes such as 3 of 4. The loop always ends: a cycle returns to its start, which is inside.
         outside = np.flatnonzero(values >= self.size)
         while outside.size:
             values[outside] = self._network(values[outside])
             outside = outside[values[outside] >= self.size]
-        return values.astype(np.int64).reshape(wanted.shape)
+        return values.astype(np.int64).reshape(chosen.shape)
 
     def _network(self, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         """Sends values in [0, rows * columns) through all rounds."""

@@ -1,15 +1,15 @@
-"""Which samples make up which batch: a pure function of (seed, epoch, position), without state or I/O.
+"""Which samples make up which batch: a pure function of (seed, epoch, batch index), without state or I/O.
 
 Words::
 
-    epoch     0, 1, 2, ...: one pass over all samples
-    order     what stands at each position of an epoch: the sample indices, shuffled or not
-    batch     ``batch_size`` samples of this host, numbered by its position in the epoch: 0 .. num_batches - 1
-    global    ``batch_size * count`` consecutive positions of the order; each of ``count`` hosts takes its
-    batch     contiguous share, in the order of the hosts
+    epoch         0, 1, 2, ...: one pass over all samples
+    sampler       the order of an epoch: the sample index at each offset in the epoch, shuffled or not
+    batch         ``batch_size`` samples of this host; its batch index in the epoch is 0 .. num_batches - 1
+    global batch  ``batch_size * count`` consecutive samples of the order, cut into ``count`` host shards, which are
+                  contiguous and in the order of the hosts
 
-Since the order knows nothing of hosts, workers or batches, the samples of a global batch are the same for
-every number of hosts that divides it, and a run saved on four hosts resumes on two.
+A sampler does not depend on hosts, workers or batches. So the samples of a global batch are the same for every number
+of hosts that divides it, and training that was saved on four hosts resumes on two.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mploader.sampling.samplers import Indices, Sampler, SequentialSampler, Shuf
 
 @dataclass(frozen=True)
 class Plan:
-    """Position to sample indices, for one host. Picklable in a few hundred bytes; safe from any thread.
+    """Maps a batch index to sample indices, for one host. Pickles to a few hundred bytes; safe from any thread.
 
     Attributes:
         num_samples: samples of the source, from 0 to 2^62.
@@ -34,7 +34,7 @@ class Plan:
         seed: any integer >= 0. Chooses the order of each epoch and the replacements of bad samples.
         shuffle: False: the order of the source. True: another permutation of all samples in each epoch.
         drop_remainder: leave out the last global batch of an epoch where it is not full.
-        shard: (index, count): this host's share of every global batch of ``batch_size * count`` samples.
+        shard: (index, count): the host shard, a part of every global batch of ``batch_size * count`` samples.
         sampler: the order of the samples. None: a sequential or shuffled one, as ``shuffle`` says.
 
     Raises:
@@ -69,7 +69,7 @@ class Plan:
 
     @property
     def longest_batch(self) -> int:
-        """Samples that a batch of this host may have: fewer than ``batch_size`` where the source has fewer."""
+        """The largest number of samples in a batch of this host: fewer than ``batch_size`` where the source has fewer."""
         return max(1, min(self.batch_size, -(-self.num_samples // self.shard[1])))
 
     @property
@@ -87,11 +87,11 @@ class Plan:
         return sampler(self.num_samples, self.seed)
 
     def batch(self, epoch: int, batch_index: int) -> Indices:
-        """Works out the samples of one batch of this host.
+        """Returns the samples of one batch of this host.
 
-        The last global batch of an epoch may be partial: it is divided over the hosts as evenly as it goes,
-        in order. Shares differ by at most one sample, and a host's share is **empty** where there are fewer
-        samples than hosts. Every host still makes the batch, so that no host waits for one that never comes.
+        The last global batch of an epoch may be partial. It is divided over the hosts in order, as evenly as possible:
+        host shards differ by at most one sample, and some are **empty** if there are fewer samples than hosts. Every
+        host still makes the batch, so that no host waits for a batch that never comes.
 
         Args:
             epoch: from 0.
@@ -105,74 +105,74 @@ class Plan:
             IndexError: there is no such batch.
         """
         if epoch < 0:
-            raise ArgumentError(f"epoch {epoch}: epochs count from 0")
-        start, stop = self._share(batch_index)
-        positions = np.arange(start, stop, dtype=np.int64)
-        return self.chosen_sampler.indices(epoch, positions) if positions.size else positions
+            raise ArgumentError(f"epoch={epoch}: expected an integer >= 0")
+        start, stop = self._host_shard(batch_index)
+        offsets = np.arange(start, stop, dtype=np.int64)
+        return self.chosen_sampler.indices(epoch, offsets) if offsets.size else offsets
 
     def batches(self, epoch: int, start: int, stop: int) -> Indices:
-        """Works out the samples of several consecutive batches of this host at once.
+        """Returns the samples of several consecutive batches of this host at once.
 
         Args:
             epoch: from 0.
             start: the first batch.
-            stop: the batch behind the last one, at most ``num_batches``.
+            stop: one more than the last batch, at most ``num_batches``.
 
         Returns:
             int64 array (samples of all these batches,) of sample indices: the batches one after the other.
         """
         full = min(stop, self.num_samples // self.global_batch_size)
         firsts = np.arange(start, full, dtype=np.int64) * self.global_batch_size + self.batch_size * self.shard[0]
-        positions = (firsts[:, np.newaxis] + np.arange(self.batch_size, dtype=np.int64)).ravel()
+        offsets = (firsts[:, np.newaxis] + np.arange(self.batch_size, dtype=np.int64)).ravel()
         if stop > full:
-            positions = np.concatenate([positions, np.arange(*self._share(full), dtype=np.int64)])
-        return self.chosen_sampler.indices(epoch, positions) if positions.size else positions
+            offsets = np.concatenate([offsets, np.arange(*self._host_shard(full), dtype=np.int64)])
+        return self.chosen_sampler.indices(epoch, offsets) if offsets.size else offsets
 
     @property
     def num_host_samples(self) -> int:
         """Samples in an epoch of this host."""
         full = self.num_samples // self.global_batch_size
-        start, stop = self._share(full) if self.num_batches > full else (0, 0)
+        start, stop = self._host_shard(full) if self.num_batches > full else (0, 0)
         return full * self.batch_size + stop - start
 
     def batch_size_with(self, index: int) -> int:
-        """Samples that a batch of this host with the sample ``index`` in it may have."""
+        """The largest number of samples in a batch of this host that holds the sample ``index``."""
         return self.longest_batch
 
     def progress(self, batch: int) -> int:
-        """What a saved position holds: samples of the epoch that all hosts have consumed with ``batch`` batches."""
+        """Returns what a checkpoint holds: the samples that all hosts have consumed after ``batch`` batches of an epoch."""
         return min(batch * self.global_batch_size, self.num_samples)
 
     def batch_at(self, progress: int) -> tuple[int, int]:
-        """The inverse of :meth:`progress`: the next batch, and how many of its samples were consumed elsewhere."""
+        """The inverse of :meth:`progress`: the next batch, and how many of its samples were consumed already."""
         return divmod(progress, self.global_batch_size)
 
     def replacement(self, epoch: int, index: int, attempt: int) -> int:
-        """Names the sample that stands in for a bad one: a function of (seed, epoch, index, attempt).
+        """Returns the sample that replaces a bad one: a function of (seed, epoch, index, attempt).
 
-        Successive attempts walk through a random permutation of all other samples, so no attempt repeats one
-        before the others are used up. In a mix the other samples are those of the same source.
+        Successive attempts go through a random permutation of all other samples, so that no sample comes twice before
+        all have come. In a mix the other samples are those of the same source.
 
         Args:
             epoch: from 0.
             index: the bad sample, as :meth:`batch` gave it.
-            attempt: 1 for the first replacement, 2 for the one after it was bad too, ...
+            attempt: 1 for the first replacement, 2 if that is bad too, ...
 
         Returns:
-            A sample index other than ``index``; ``index`` itself where the source has a single sample.
+            A sample index other than ``index``; ``index`` itself if the source has a single sample.
 
         Raises:
             IndexError: ``index`` is out of range.
             ArgumentError: ``epoch`` or ``attempt`` is out of range.
         """
         if epoch < 0 or attempt < 1:
-            raise ArgumentError(f"epoch {epoch}, attempt {attempt}: epochs count from 0, attempts from 1")
+            raise ArgumentError(f"epoch={epoch}, attempt={attempt}: expected an epoch >= 0 and an attempt >= 1")
         return self.chosen_sampler.replacement(epoch, index, attempt)
 
     def fingerprint(self) -> dict[str, int | str | bool]:
-        """Facts that a saved position depends on, for JSON: equal facts mean equal global batches.
+        """Returns the facts that a checkpoint depends on, for JSON: equal facts mean equal global batches.
 
-        The split over hosts is left out on purpose: it does not change the global batches.
+        The split over hosts is not among them, since it does not change the global batches.
         """
         return {
             "num_samples": self.num_samples,
@@ -182,7 +182,7 @@ class Plan:
             "drop_remainder": bool(self.drop_remainder),
         }
 
-    def _share(self, batch_index: int) -> tuple[int, int]:
+    def _host_shard(self, batch_index: int) -> tuple[int, int]:
         """Start and stop of the host shard of a global batch, as offsets in the epoch."""
         if not 0 <= batch_index < self.num_batches:
             raise IndexError(f"batch {batch_index} of an epoch of {self.num_batches} batches")

@@ -1,61 +1,59 @@
-"""What stands at each position of an epoch: the orders that :class:`~mploader.sampling.plan.Plan` cuts into batches.
+"""Samplers: the orders of samples that :class:`~mploader.sampling.plan.Plan` cuts into batches.
 
-An order is a pure function of (epoch, position). It knows nothing of hosts, workers or batches, so a position means
-the same sample for any number of them.
+A sampler is a pure function of (epoch, offset in the epoch). It does not depend on hosts, workers or batches, so an
+offset means the same sample for any number of them.
 
 ======================  ==========================================================================================
-`SequentialSampler`            the order of the source
-`ShuffledSampler`              another permutation of all samples in each epoch, in constant memory
-`ShardWindowSampler`        what ``shuffle=ShardShuffle(window)`` asks for: a few shards at a time, each read in order
-`arrange`               from a source and ``shuffle=`` to one of these, or to the source's own (a mix has one)
+`SequentialSampler`     the order of the source
+`ShuffledSampler`       another permutation of all samples in each epoch, in constant memory
+`ShardWindowSampler`    ``shuffle=ShardShuffle(window)``: a few shards at a time, each read in order
 ======================  ==========================================================================================
 """
 
 from __future__ import annotations
 
 import functools
-import operator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from mploader.errors import ArgumentError
+from mploader._util.checks import whole_number
 from mploader.sampling import permutation
 from mploader.sampling.permutation import Permutation
 
 Indices = npt.NDArray[np.int64]
 
 _WINDOWS_KEPT = 4
-"""Of each sharded source: a batch may lie in two windows, and runs over two epochs may be read in turn."""
+"""Of each sampler: a batch may lie in two windows, and two epochs may be read in turn."""
 
 _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 
 
 class Sampler(Protocol):
-    """The order of all epochs: pure, picklable, safe from any thread, and of constant or small memory."""
+    """An order of samples in all epochs: pure, picklable, safe from any thread, in constant or small memory."""
 
     @property
     def name(self) -> str:
-        """What a saved position depends on: two orders of one name put the same sample at every position."""
+        """What a checkpoint depends on: two samplers of one name give the same sample at every offset."""
         ...
 
-    def indices(self, epoch: int, positions: Indices) -> Indices:
-        """Gives the sample index at each of some positions of an epoch.
+    def indices(self, epoch: int, offsets: Indices) -> Indices:
+        """Returns the sample index at each of some offsets in an epoch.
 
         Args:
             epoch: from 0.
-            positions: int64, any positions of the epoch.
+            offsets: int64, in [0, samples of the epoch), in any order.
 
         Returns:
-            int64 array of the shape of ``positions``.
+            int64 array of the shape of ``offsets``.
         """
         ...
 
     def replacement(self, epoch: int, index: int, attempt: int) -> int:
-        """Names the sample that stands in for a bad one; see :meth:`mploader.sampling.plan.Plan.replacement`."""
+        """Returns the sample that replaces a bad one; see :meth:`mploader.sampling.plan.Plan.replacement`."""
         ...
 
 
@@ -71,9 +69,9 @@ class SequentialSampler:
         """See :attr:`Sampler.name`."""
         return "sequential"
 
-    def indices(self, epoch: int, positions: Indices) -> Indices:
+    def indices(self, epoch: int, offsets: Indices) -> Indices:
         """See :meth:`Sampler.indices`."""
-        return positions
+        return offsets
 
     def replacement(self, epoch: int, index: int, attempt: int) -> int:
         """See :meth:`Sampler.replacement`."""
@@ -92,9 +90,9 @@ class ShuffledSampler:
         """See :attr:`Sampler.name`."""
         return permutation.FUNCTION
 
-    def indices(self, epoch: int, positions: Indices) -> Indices:
+    def indices(self, epoch: int, offsets: Indices) -> Indices:
         """See :meth:`Sampler.indices`."""
-        return _epoch_permutation(self.num_samples, self.seed, epoch)(positions)
+        return _epoch_permutation(self.num_samples, self.seed, epoch)(offsets)
 
     def replacement(self, epoch: int, index: int, attempt: int) -> int:
         """See :meth:`Sampler.replacement`."""
@@ -107,7 +105,7 @@ def _epoch_permutation(num_samples: int, seed: int, epoch: int) -> Permutation:
 
 
 def _other_sample(num_samples: int, seed: int, epoch: int, index: int, attempt: int) -> int:
-    """Walks through a random permutation of all samples but ``index``; that one itself where it is alone."""
+    """Goes through a random permutation of all samples but ``index``; ``index`` itself if there is no other."""
     if not 0 <= index < num_samples:
         raise IndexError(f"sample {index} of {num_samples} samples")
     others = num_samples - 1
@@ -119,34 +117,29 @@ def _other_sample(num_samples: int, seed: int, epoch: int, index: int, attempt: 
 
 @dataclass(frozen=True)
 class ShardShuffle:
-    """A shuffle that reads shards from front to back, for data on disks or object stores: ``shuffle=ShardShuffle(16)``.
+    """A shuffle that reads each shard front to back, for disks and object stores: ``shuffle=ShardShuffle(16)``.
 
-    Each epoch puts the shards into another random order and goes through them ``window`` at a time. The samples of a
-    window come in random turns: which of its shards is next is drawn anew for every sample, and within a shard the
-    samples keep their order. So a shard is opened once an epoch by each worker and read in one direction, where
-    ``shuffle=True`` jumps to another shard for every sample; and a batch holds samples of ``window`` shards.
-    Neighbours within one shard always meet in the same window: write shards in random order.
+    Each epoch goes through the shards in another random order, ``window`` at a time. The next sample comes from a shard
+    of the window that is drawn for every sample; within a shard, samples keep their order. So each worker opens a shard
+    once an epoch and reads it in one direction, while ``shuffle=True`` jumps to another shard for every sample. A batch
+    holds samples of up to ``window`` shards. Neighbours in a shard are always in the same window: write shards in
+    random order.
 
-    As with ``shuffle=True`` a batch is a pure function of its position, on any number of hosts and workers.
+    As with ``shuffle=True``, a batch is a pure function of (seed, epoch, batch index), for any number of hosts and
+    workers.
 
     Attributes:
-        window: shards that are open at a time, at least 1. Memory is 8 bytes for each sample of the last four windows,
-            in each process.
+        window: shards that are open at a time, at least 1. Each process keeps 8 bytes for each sample of the last four
+            windows.
 
     Raises:
-        ArgumentError: ``window`` is no whole number of at least 1.
+        ArgumentError: ``window`` is not an integer >= 1.
     """
 
     window: int = 16
 
     def __post_init__(self) -> None:
-        try:
-            window = operator.index(self.window)
-        except TypeError:
-            window = 0
-        if window < 1 or isinstance(self.window, (bool, np.bool_)):
-            raise ArgumentError(f"ShardShuffle(window={self.window!r}): wanted is a whole number of at least 1")
-        object.__setattr__(self, "window", window)
+        object.__setattr__(self, "window", whole_number("ShardShuffle: window", self.window, 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,14 +169,14 @@ class ShardWindowSampler:
         shards = permutation.digest("shard sizes", *map(int, self.shard_sizes), size=4).hex()
         return f"windows-1 of {self.window} of {len(self.shard_sizes)} shards {shards} {permutation.FUNCTION}"
 
-    def indices(self, epoch: int, positions: Indices) -> Indices:
+    def indices(self, epoch: int, offsets: Indices) -> Indices:
         """See :meth:`Sampler.indices`."""
         _, starts = self._epoch(epoch)
-        windows = np.searchsorted(starts, positions, side="right") - 1
-        result = np.empty_like(positions)
+        windows = np.searchsorted(starts, offsets, side="right") - 1
+        result = np.empty_like(offsets)
         for window in np.unique(windows):
             inside = windows == window
-            result[inside] = self._samples(epoch, int(window))[positions[inside] - starts[window]]
+            result[inside] = self._samples(epoch, int(window))[offsets[inside] - starts[window]]
         return result
 
     def replacement(self, epoch: int, index: int, attempt: int) -> int:
@@ -191,11 +184,11 @@ class ShardWindowSampler:
         return _other_sample(self.num_samples, self.seed, epoch, index, attempt)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves out what can be worked out again."""
+        """Leaves out what can be computed again."""
         return {**self.__dict__, "_epochs": {}, "_windows": {}}
 
     def _epoch(self, epoch: int) -> tuple[Indices, Indices]:
-        """The shards in the order of an epoch, and the position at which each window starts."""
+        """The shards in the order of an epoch, and the offset in the epoch at which each window starts."""
         found = self._epochs.get(epoch)
         if found is None:
             count = len(self.shard_sizes)
@@ -227,39 +220,7 @@ class ShardWindowSampler:
 
 
 def keep(found: dict[_Key, _Value], key: _Key, value: _Value, most: int) -> None:
-    """Adds what was worked out to the last few results of its kind. Safe from any thread: at worst one is lost."""
+    """Adds a result to a dict of the last ``most`` results. Safe from any thread: at worst a result is lost."""
     for old in list(found)[: 1 - most]:
         found.pop(old, None)
     found[key] = value
-
-
-def arrange(source: Any, num_samples: int, seed: int, shuffle: bool | ShardShuffle) -> Sampler:
-    """Works out the order that ``shuffle`` asks for.
-
-    Args:
-        source: its ``epoch_sampler(seed, shuffle) -> Sampler`` decides where it has one; ``shard_sizes`` are asked for
-            by :class:`ShardShuffle`.
-        num_samples: samples of the source in an epoch.
-        seed: from 0.
-        shuffle: as :class:`mploader.Loader` takes it.
-
-    Raises:
-        ArgumentError: ``shuffle`` cannot be meant, or the source has no shards to shuffle.
-    """
-    if not isinstance(shuffle, (bool, np.bool_, ShardShuffle)):
-        raise ArgumentError(f"shuffle={shuffle!r}: wanted is True, False or a mploader.ShardShuffle")
-    if hasattr(source, "epoch_sampler"):
-        order: Sampler = source.epoch_sampler(seed, shuffle)
-        return order
-    if isinstance(shuffle, ShardShuffle):
-        sizes = getattr(source, "shard_sizes", None)
-        if sizes is None:
-            raise ArgumentError(
-                f"shuffle={shuffle!r} needs a source of shards (one with shard_sizes, as TFRecordShards and TarShards "
-                f"have), and this is a {type(source).__name__}. Use shuffle=True, which shuffles any source"
-            )
-        filled = np.asarray(sizes, np.int64)
-        if int(filled.sum()) != num_samples:
-            raise ArgumentError(f"shard_sizes add up to {filled.sum()} samples, and the source has {num_samples}")
-        return ShardWindowSampler(filled, shuffle.window, seed)
-    return ShuffledSampler(num_samples, seed) if shuffle else SequentialSampler(num_samples, seed)

@@ -14,7 +14,8 @@ from mploader._util.checks import whole_number
 from mploader._util.location import Location
 from mploader.errors import ArgumentError
 from mploader.sampling import mixture, permutation
-from mploader.sampling.samplers import Indices, Sampler, ShardShuffle, arrange
+from mploader.sampling.samplers import Indices, Sampler, ShardShuffle
+from mploader.sources.choose_sampler import sampler_for
 from mploader.sources.combinators import checked_source, combined_fingerprint, short
 from mploader.sources.protocols import is_endless, where_is
 
@@ -106,7 +107,8 @@ class Mix:
     def epoch_sampler(self, seed: int, shuffle: bool | ShardShuffle) -> Sampler:
         """The order of an epoch: the pattern, with each part in the order that ``shuffle`` asks for."""
         orders = tuple(
-            arrange(source, len(source), _seed_of(seed, place), shuffle) for place, source in enumerate(self._sources)
+            sampler_for(source, len(source), _seed_of(seed, place), shuffle)
+            for place, source in enumerate(self._sources)
         )
         lengths = tuple(0 if is_endless(source) else len(source) for source in self._sources)
         periods = tuple(len(source) for source in self._sources)
@@ -130,7 +132,7 @@ class Mix:
         """Places before the first one that would need a sample behind the end of its source."""
         pattern = mixture.pattern_of(self._weights)
         return min(
-            int(pattern.places(place, np.array([len(source)]))[0]) for place, source in enumerate(self._sources)
+            int(pattern.samples_of(place, np.array([len(source)]))[0]) for place, source in enumerate(self._sources)
         )
 
 
@@ -167,7 +169,7 @@ class MixedSampler:
         for source in np.unique(sources):
             is_here = sources == source
             shuffled = self._in_order(int(source), ordinals[is_here])
-            result[is_here] = pattern.places(int(source), shuffled)
+            result[is_here] = pattern.samples_of(int(source), shuffled)
         return result
 
     def replacement(self, epoch: int, index: int, attempt: int) -> int:
@@ -177,7 +179,7 @@ class MixedSampler:
         source, ordinal = int(sources[0]), int(ordinals[0])
         begin = 0 if not self.lengths[source] else ordinal // self.lengths[source] * self.lengths[source]
         other = begin + self.orders[source].replacement(epoch, ordinal - begin, attempt)
-        return int(pattern.places(source, np.array([other]))[0])
+        return int(pattern.samples_of(source, np.array([other]))[0])
 
     def _in_order(self, source: int, ordinals: Indices) -> Indices:
         """Which samples of a source the ordinals of its own order mean; each pass has its order."""

@@ -101,9 +101,9 @@ def test_strings_are_padded_with_strings() -> None:
         (256, "no value of element.*uint8"),
         ("x", "no value of element.*uint8"),
         (Pad(shape=(1, 2)), "1 dimensions"),
-        (True, r"pad=True: wants the value to pad element with, such as pad=0"),
-        (False, r"pad=False: wants the value"),
-        (Pad(np.True_), r"wants the value to pad element with, such as pad=0"),
+        (True, r"pad=True: expected the value to pad element with, such as pad=0"),
+        (False, r"pad=False: expected the value"),
+        (Pad(np.True_), r"expected the value to pad element with, such as pad=0"),
         ((0, 1), "components"),
         ({"x": 0}, "components"),
     ],
@@ -115,7 +115,7 @@ def test_padding_that_cannot_be_meant(pad: Any, message: str) -> None:
 
 @pytest.mark.parametrize("shape", [(-1,), (1.5,), (True,), "ab", 5])
 def test_a_shape_to_pad_to_that_cannot_be_meant(shape: Any) -> None:
-    with pytest.raises(ArgumentError, match=r"Pad\(shape=.*wants a tuple with a size of at least 0 or None"):
+    with pytest.raises(ArgumentError, match=r"Pad: shape=.*expected a tuple with a size >= 0 or None"):
         Pad(shape=shape)
 
 
@@ -414,6 +414,6 @@ def test_a_length_function_that_fails_names_the_sample() -> None:
         ((len, [3], [1, 2]), {"batch_size": 2}),
     ],
 )
-def test_buckets_that_cannot_be_meant(arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+def test_invalid_buckets_are_refused(arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError):
         batches(ROWS, pad=0, bucket_by=BucketBy(*arguments), **options)

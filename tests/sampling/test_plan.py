@@ -104,7 +104,7 @@ def test_a_position_outside_the_epoch_is_an_index_error(position: int) -> None:
 
 
 def test_a_negative_epoch_is_refused() -> None:
-    with pytest.raises(ArgumentError, match="epoch -1"):
+    with pytest.raises(ArgumentError, match="epoch=-1"):
         Plan(10, 4).batch(-1, 0)
 
 

@@ -18,8 +18,8 @@ import fsspec
 
 from mploader import Loader, ShardShuffle
 from mploader.errors import ResourceError, SourceError
-from mploader.sampling.samplers import arrange
 from mploader.sources import TarShards, TFRecordShards, remote
+from mploader.sources.choose_sampler import sampler_for
 from mploader.sources.tfrecord_write import TFRecordWriter
 from tests.http_storage import Storage, serve
 
@@ -159,7 +159,7 @@ def test_a_shard_shuffle_takes_few_requests_a_shard_and_a_full_shuffle_one_a_sam
     requests = {}
     for shuffle in (True, ShardShuffle(window=2)):
         source = TFRecordShards(f"{storage.url}/*.tfrecord", raw=True)
-        order = arrange(source, len(source), 0, shuffle)
+        order = sampler_for(source, len(source), 0, shuffle)
         storage.requests.clear()
         read = names(source[int(index)] for index in order.indices(0, np.arange(len(source))))
         assert sorted(read) == ALL
