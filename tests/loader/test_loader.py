@@ -338,7 +338,7 @@ def test_an_element_of_another_structure_or_dtype_is_named() -> None:
         ({"bucket_by": BucketBy}, "bucket_by=<class 'mploader.sampling.bucketing.BucketBy'>: expected"),
         ({"trace": 5}, "trace=5"),
         ({"trace": ""}, "trace=''"),
-        ({"source": []}, "no samples"),
+        ({"source": []}, "source=[]"),
         ({"source": iter([1])}, "from_generator"),
         ({"source": 5}, "__getitem__"),
         ({"transform": 5}, "transform"),
@@ -347,7 +347,7 @@ def test_an_element_of_another_structure_or_dtype_is_named() -> None:
         ({"batch_size": 5, "drop_remainder": True}, "4 samples do not fill one batch of 5"),
     ],
 )
-def test_arguments_that_cannot_be_meant(options: dict[str, Any], message: str) -> None:
+def test_invalid_arguments(options: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"source": range(4), "transform": square, "batch_size": 2, "num_workers": 1, **options}
     with pytest.raises(mploader.ArgumentError, match=re.escape(message)):
         Loader(arguments.pop("source"), arguments.pop("transform"), **arguments)

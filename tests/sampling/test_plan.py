@@ -135,7 +135,7 @@ def test_replacement_refuses_what_is_out_of_range() -> None:
     plan = Plan(5, 2)
     with pytest.raises(IndexError, match="sample 5 of 5"):
         plan.replacement(0, 5, 1)
-    with pytest.raises(ArgumentError, match="attempt 0"):
+    with pytest.raises(ArgumentError, match="attempt=0"):
         plan.replacement(0, 1, 0)
 
 
