@@ -1,4 +1,4 @@
-"""How much processor time this process has got, and how long it has queued for a processor."""
+"""The processor time that this process has used, and the time that it has waited for a processor."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class CpuTimes(NamedTuple):
     """Totals since the process started, in nanoseconds. A tuple, as two are made for each batch.
 
     Attributes:
-        used_ns: of all threads.
-        queued_ns: the main thread was ready to run and others had the processors; 0 where the kernel does not tell.
+        used_ns: processor time of all threads.
+        queued_ns: time that the main thread was ready to run but had no processor; 0 if the kernel does not report it.
     """
 
     used_ns: int
@@ -25,7 +25,7 @@ class CpuClock:
 
     def __init__(self) -> None:
         try:
-            # Described in the kernel's Documentation/scheduler/sched-stats.rst: time on a processor, time queued, runs.
+            # Time on a processor, time queued, runs: see Documentation/scheduler/sched-stats.rst of the kernel.
             self._fd = os.open("/proc/self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             self._fd = -1

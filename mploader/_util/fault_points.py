@@ -1,4 +1,4 @@
-"""Named places in a worker where a test can make it die, stop or fail; documented in ``mploader.testing``.
+"""Named points in a worker where a test can make it die, stop or fail; documented in ``mploader.testing``.
 
 The environment variable is read once, when a worker starts. Without it :func:`reach` does nothing.
 """
@@ -48,11 +48,11 @@ class Fault:
         """Reads one fault.
 
         Raises:
-            ValueError: the text does not name a fault.
+            ValueError: ``text`` does not name a fault.
         """
         match = _FORMAT.fullmatch(text)
         if match is None or match["point"] not in POINTS or not _is_action(match["action"]):
-            raise ValueError(f"{VARIABLE}: {text!r} is not point:number:action[:times] with a point of {POINTS}")
+            raise ValueError(f"{VARIABLE}={text!r}: expected point:number:action[:times] with a point of {POINTS}")
         number, times = match["number"], match["times"] or "1"
         return cls(
             match["point"],
@@ -91,12 +91,12 @@ def load() -> None:
 
 
 def enter(number: int, time: int) -> None:
-    """Says what the worker works at: a task's position and attempt, or the worker's own index and start."""
+    """Sets what the worker works on: a task's batch index or input and its attempt, or its own index and start."""
     _State.number, _State.time = number, time
 
 
 def is_set(point: str) -> bool:
-    """Whether a fault is set for this point, at whatever number and time."""
+    """Whether a fault is set for this point, at any number and time."""
     return any(fault.point == point for fault in _State.faults)
 
 

@@ -1,14 +1,14 @@
-"""Where a sample lies, for people and for programs."""
+"""Where a sample is stored, as text and as attributes."""
 
 from __future__ import annotations
 
 
 class Location(str):
-    """The text that a source says of a sample's place, with the file and the byte as attributes.
+    """What a source says of where a sample is stored, with the file and the byte as attributes.
 
     Attributes:
-        file: path or URL of the file; None where the sample is in none.
-        byte: offset in the file; None where it is the whole file, or unknown.
+        file: path or URL of the file; None if the sample is not in a file.
+        byte: offset in the file; None if the sample is a whole file, or the offset is unknown.
     """
 
     file: str | None

@@ -1,7 +1,7 @@
-"""One clear error where mploader cannot work, at import and not at first use.
+"""Raises one clear error at import if mploader cannot work on this system.
 
-``fcntl`` and ``resource`` are imported from here alone: what needs them then fails with that error, and not with a
-missing module, whichever module of the package is imported first.
+``fcntl`` and ``resource`` are imported from here alone. So a module that needs them fails with this error and not with
+a missing module, whichever module of the package is imported first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def require_linux() -> None:
     release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2] if part.isdigit())
     if not sys.platform.startswith("linux") or missing or release < (5, 4):
         raise ImportError(
-            f"mploader needs Linux 5.4 or later (memfd, pidfd, eventfd), and this is {platform.system()} "
+            f"mploader needs Linux 5.4 or later (memfd, pidfd, eventfd), got {platform.system()} "
             f"{platform.release()}. On macOS or Windows, run it in a Linux container or in WSL 2"
         )
 

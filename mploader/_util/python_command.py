@@ -1,7 +1,7 @@
-"""The command line of a fresh interpreter that finds every module where this one finds it, and nowhere else.
+"""The command line of a new interpreter that finds exactly the modules that this one finds.
 
-Not by PYTHONPATH, which the programs that it starts would inherit, and not by ``-m``, which puts the current folder
-first: a ``colorsys.py`` of the user's there would take the place of Python's.
+It does not use PYTHONPATH, which programs that it starts would inherit, nor ``-m``, which puts the current folder first:
+a ``colorsys.py`` of the user there would replace Python's.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from mploader.errors import ResourceError
 
 
 def command(program: str, *arguments: int) -> list[str]:
-    """Returns what starts an interpreter with the flags and the ``sys.path`` of this one.
+    """Returns the command that starts an interpreter with the flags and the ``sys.path`` of this one.
 
     Args:
         program: Python statements; ``sys`` is imported.
         arguments: ``sys.argv[1:]`` of the program.
 
     Raises:
-        ResourceError: this is an embedded interpreter, and it is not known which one to start.
+        ResourceError: the executable is unknown, since this is an embedded interpreter.
     """
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     paths = [path or os.getcwd() for path in sys.path if isinstance(path, str)]  # "" stands for the current folder

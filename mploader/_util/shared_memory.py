@@ -1,8 +1,8 @@
 """Anonymous shared memory: files without a name (*memfd*), mappings of them, and aligned private memory.
 
-A memfd has no name, so nothing can leak or collide. It goes when its last user goes, and it is not limited by the size
-of ``/dev/shm``. Its memory is reserved when the file grows, so a machine without enough memory reports that at once,
-and never by SIGBUS later.
+A memfd has no name, so nothing can leak or collide. It is freed with its last user, and the size of
+``/dev/shm`` does not limit it. Its memory is reserved when the file grows, so that a machine without enough memory
+reports an error at once, and not SIGBUS later.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def align(size: int, to: int = ALIGNMENT) -> int:
 
 
 def create(name: str, size: int = 0) -> int:
-    """Makes an anonymous file of ``size`` bytes, all of them reserved, and returns its descriptor.
+    """Makes an anonymous file of ``size`` reserved bytes and returns its descriptor.
 
     Args:
         name: shown in ``/proc``, for people.
@@ -79,7 +79,7 @@ def map_file(fd: int, *, read_only: bool = False) -> mmap.mmap:
 
 
 def forbid_shrinking(fd: int) -> None:
-    """Lets nobody cut the file, which would be a SIGBUS in every process that has it mapped."""
+    """Forbids to shorten the file, which would be a SIGBUS in every process that has mapped it."""
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
 
 

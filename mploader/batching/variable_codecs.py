@@ -284,7 +284,7 @@ def _check_room(value: Array, pad: Pad, name: str) -> Array:
         largest is not None and size > largest for size, largest in zip(value.shape, pad.shape, strict=True)
     ):
         raise SpecError(
-            f"{name} has shape {value.shape}, which exceeds the {pad.shape} of Pad(shape=); raise Pad(shape=), or cut the "
+            f"{name} has shape {value.shape}, which exceeds Pad(shape={pad.shape}); raise Pad(shape=), or cut the "
             "element in the transform"
         )
     return value

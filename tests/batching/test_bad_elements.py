@@ -50,7 +50,7 @@ def test_an_element_that_does_not_fit_is_an_error_whatever_the_policy(policy: st
 @pytest.mark.parametrize(
     ("first", "later", "message"),
     [
-        (np.array([b"a", b"b"], object), np.array([b"a", 3], object), "got 3, a int"),
+        (np.array([b"a", b"b"], object), np.array([b"a", 3], object), "expected bytes or str, got 3, a int"),
         (np.float32(1), 1e300, "1e\\+300, which does not fit the dtype float32"),
         (np.int8(1), np.int64(300), "300.*does not fit the dtype int8"),
         (np.uint8(1), np.int64(-1), "does not fit the dtype uint8"),

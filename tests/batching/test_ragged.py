@@ -114,7 +114,7 @@ def test_invalid_padding(pad: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(-1,), (1.5,), (True,), "ab", 5])
-def test_a_shape_to_pad_to_that_cannot_be_meant(shape: Any) -> None:
+def test_an_invalid_shape_to_pad_to_is_refused(shape: Any) -> None:
     with pytest.raises(ArgumentError, match=r"Pad: shape=.*expected a tuple with a size >= 0 or None"):
         Pad(shape=shape)
 
@@ -125,7 +125,7 @@ def test_sizes_to_pad_to_may_be_of_numpy() -> None:
         Pad(multiple_of=True)
 
 
-def test_shapes_that_vary_unsaid_are_an_error_that_says_what_to_pass() -> None:
+def test_undeclared_shapes_that_vary_are_an_error_with_advice() -> None:
     with pytest.raises(SpecError, match=r"sample 1 failed in worker \d: SpecError: .*shape \(1,\).*pad= or ragged="):
         batches(ROWS)
 
@@ -183,7 +183,7 @@ def test_a_dimension_that_was_not_said_to_vary_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("ragged", ["yes", 2, -1, (True, True)])
-def test_raggedness_that_cannot_be_meant(ragged: Any) -> None:
+def test_invalid_ragged_is_refused(ragged: Any) -> None:
     with pytest.raises(ArgumentError, match="ragged="):
         Loader([np.zeros(2)], batch_size=1, num_workers=1, ragged=ragged)
 

@@ -58,13 +58,13 @@ def test_structures_are_taken_apart_and_put_together() -> None:
         (np.array(["a", "bc"]), (2,), STRING), (np.array([b"a", "b"], object), (2,), STRING),
     ],
 )  # fmt: skip
-def test_what_a_component_is(leaf: Any, shape: tuple[int, ...], dtype: Any) -> None:
+def test_values_that_are_components(leaf: Any, shape: tuple[int, ...], dtype: Any) -> None:
     assert describe_element(leaf) == ArraySpec(shape, np.dtype(dtype))
 
 
 @pytest.mark.parametrize("leaf", [None, [1], {1, 2}, object(), np.array([None]), np.zeros(2, [("a", "i4")]),
                                   np.zeros(2, "V0")])  # fmt: skip
-def test_what_a_component_is_not(leaf: Any) -> None:
+def test_values_that_are_not_components(leaf: Any) -> None:
     with pytest.raises(SpecError, match="element"):
         describe_element(leaf)
 

@@ -131,7 +131,7 @@ def test_the_replacement_of_an_only_sample_is_itself() -> None:
     assert Plan(1, 4).replacement(0, 0, 1) == 0
 
 
-def test_replacement_refuses_what_is_out_of_range() -> None:
+def test_replacement_refuses_arguments_out_of_range() -> None:
     plan = Plan(5, 2)
     with pytest.raises(IndexError, match="sample 5 of 5"):
         plan.replacement(0, 5, 1)
