@@ -21,7 +21,7 @@ def require_linux() -> None:
     release = tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2] if part.isdigit())
     if not sys.platform.startswith("linux") or missing or release < (5, 4):
         raise ImportError(
-            f"mploader needs Linux 5.4 or later (memfd, pidfd, eventfd), got {platform.system()} "
+            f"mploader needs Linux 5.4 or later (memfd, pidfd, eventfd), and this is {platform.system()} "
             f"{platform.release()}. On macOS or Windows, run it in a Linux container or in WSL 2"
         )
 

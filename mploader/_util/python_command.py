@@ -1,7 +1,7 @@
 """The command line of a new interpreter that finds exactly the modules that this one finds.
 
-It does not use PYTHONPATH, which programs that it starts would inherit, nor ``-m``, which puts the current folder first:
-a ``colorsys.py`` of the user there would replace Python's.
+It does not use PYTHONPATH, which programs that it starts would inherit, nor ``-m``, which puts the current folder
+first: a ``colorsys.py`` of the user there would replace Python's.
 """
 
 from __future__ import annotations

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mploader._util.shared_memory import Array
+if TYPE_CHECKING:  # a Ragged can be used on systems without shared memory
+    from mploader._util.shared_memory import Array
 
 
 @dataclass(frozen=True, eq=False)
