@@ -102,7 +102,7 @@ class Plan:
 
         Raises:
             ArgumentError: ``epoch`` is negative.
-            IndexError: there is no such batch.
+            IndexError: ``batch_index`` is out of range.
         """
         if epoch < 0:
             raise ArgumentError(f"epoch={epoch}: expected an integer >= 0")
