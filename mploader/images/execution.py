@@ -39,27 +39,61 @@ def render(
             " apply_to(key, transform) picks the component of a sample that holds it"
         )
     data = bytes(image)
+    kind, header = _identify(data, max_pixels)
+    if header is not None:
+        turn = geometry.ORIENTATIONS[header.orientation if apply_exif_orientation else 1]
+        return _render_jpeg(data, header, framing, turn, out)
+    pixels = pillow.decode(data, kind, max_pixels=max_pixels, apply_exif_orientation=apply_exif_orientation)
+    return _render_pixels(pixels, framing, out)
+
+
+def decode_whole(data: bytes, mode: str, *, max_pixels: int) -> Pixels:
+    """Decodes all pixels of the first frame, as stored, without scaling.
+
+    JPEGs are decoded with libjpeg's fast DCT, as TensorFlow does, so that not a bit differs from it.
+
+    Args:
+        data: the encoded file.
+        mode: "L" (gray), "RGB" or "RGBA" (opaque where the file has no transparency).
+        max_pixels: largest number of pixels that the header may announce.
+
+    Returns:
+        uint8 (height, width, channels).
+
+    Raises:
+        SampleError: the image cannot be read.
+    """
+    kind, header = _identify(data, max_pixels)
+    if header is None:
+        return pillow.decode(data, kind, mode, max_pixels=max_pixels, apply_exif_orientation=False)
+    pixels = jpeg.decode_whole(data, header, "GRAY" if mode == "L" else "RGB")
+    if mode == "RGBA":
+        return np.concatenate([pixels, np.full((*pixels.shape[:2], 1), 255, np.uint8)], axis=2)
+    return pixels
+
+
+def _identify(data: bytes, max_pixels: int) -> tuple[str, formats.JpegHeader | None]:
+    """Returns the format of encoded bytes, and the header of a JPEG that :mod:`mploader.images.jpeg` decodes.
+
+    Raises:
+        SampleError: the format is not supported, or the header of a JPEG is invalid.
+    """
     kind = formats.guess(data)
     if kind == "JPEG":
         header = formats.read_jpeg_header(data)
-        if not 0 < header.height * header.width <= max_pixels:
-            what = f"{header}, {len(data):,} bytes"
-            raise formats.pixel_error(header.height, header.width, max_pixels, what)
+        what = f"{header}, {len(data):,} bytes"
+        formats.check_pixels(header.height, header.width, max_pixels, what)
         if header.precision != 8:
-            raise SampleError(
-                f"{header}, {len(data):,} bytes: only 8 bits a component are read; convert the file"
-            )
+            raise SampleError(f"{what}: expected 8 bits per component, got {header.precision}. Convert the file")
         if jpeg.is_supported(header):
-            turn = geometry.ORIENTATIONS[header.orientation if apply_exif_orientation else 1]
-            return _render_jpeg(data, header, framing, turn, out)
+            return kind, header
         jpeg.check_whole(data, header)
     if kind not in formats.PILLOW_PLUGINS:
         raise SampleError(
-            f"{len(data):,} bytes are no image that mploader reads: {kind}."
-            f" It reads {', '.join(formats.PILLOW_PLUGINS)}"
+            f"{len(data):,} bytes are not a supported image: got {kind}, expected one of"
+            f" {', '.join(formats.PILLOW_PLUGINS)}"
         )
-    pixels = pillow.decode(data, kind, max_pixels=max_pixels, apply_exif_orientation=apply_exif_orientation)
-    return _render_pixels(pixels, framing, out)
+    return kind, None
 
 
 def _render_jpeg(

@@ -83,23 +83,49 @@ def decode_box(data: bytes, header: JpegHeader, box: Box, height: int, width: in
     return scaled.of(_decode(data, header, eighths))
 
 
+def decode_whole(data: bytes, header: JpegHeader, colours: str) -> Pixels:
+    """Decodes all pixels at full scale with the fast DCT, which is less exact and what TensorFlow uses.
+
+    Args:
+        data: the whole file.
+        header: its frame header.
+        colours: "GRAY" or "RGB".
+
+    Returns:
+        uint8 (height, width, 1 or 3).
+
+    Raises:
+        SampleError: libjpeg-turbo cannot decode the data.
+    """
+    return _decode(data, header, 8, colours=colours, fast_dct=True)
+
+
 def _whole(header: JpegHeader, eighths: int) -> Box:
     return Box(0, 0, -(-header.height * eighths // 8), -(-header.width * eighths // 8))
 
 
-def _decode(data: bytes, header: JpegHeader, eighths: int) -> Pixels:
+def _decode(
+    data: bytes, header: JpegHeader, eighths: int, *, colours: str = "RGB", fast_dct: bool = False
+) -> Pixels:
+    """Decodes; warnings after which the pixels are whole are ignored."""
+
+    def attempt(strict: bool) -> Pixels:
+        return _call_simplejpeg(data, header, eighths, strict=strict, colours=colours, fast_dct=fast_dct)
+
     try:
-        return _call_simplejpeg(data, header, eighths, strict=True)
+        return attempt(strict=True)
     except ValueError as error:
         if not is_harmless(error):
             raise SampleError(_told(data, header, error)) from error
     try:
-        return _call_simplejpeg(data, header, eighths, strict=False)
+        return attempt(strict=False)
     except ValueError as error:
         raise SampleError(_told(data, header, error)) from error
 
 
-def _call_simplejpeg(data: bytes, header: JpegHeader, eighths: int, *, strict: bool, colours: str = "RGB") -> Pixels:
+def _call_simplejpeg(
+    data: bytes, header: JpegHeader, eighths: int, *, strict: bool, colours: str = "RGB", fast_dct: bool = False
+) -> Pixels:
     whole = _whole(header, eighths)
     pixels: Pixels = simplejpeg.decode_jpeg(
         data,
@@ -108,6 +134,7 @@ def _call_simplejpeg(data: bytes, header: JpegHeader, eighths: int, *, strict: b
         min_width=whole.width,
         min_factor=8 / eighths,
         strict=strict,
+        fastdct=fast_dct,
     )
     return pixels
 

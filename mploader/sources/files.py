@@ -65,9 +65,18 @@ def _with_retries(ask: Callable[[], _Result]) -> _Result:
     return ask()
 
 
-def read_whole(path: str) -> bytes:
-    """The content of a file that is read once. OSError names the file; SampleError for what is no file."""
-    descriptor = open_regular(path)
+def read_whole(path: str, index: int) -> bytes:
+    """Returns the content of the file that sample `index` is.
+
+    Raises:
+        SampleError: the path is not a regular file; carries index and file.
+        OSError: the file cannot be opened or read; carries the file's name.
+    """
+    try:
+        descriptor = open_regular(path)
+    except SampleError as error:
+        error.index = index
+        raise
     try:
         return _read_record(descriptor, path, 0, os.fstat(descriptor).st_size)
     finally:
@@ -94,7 +103,7 @@ def open_regular(path: str) -> int:
 
 
 def _not_regular(path: str) -> SampleError:
-    return SampleError(f"{path} is not a regular file (a folder, a pipe or a device). Remove it from the data.")
+    return SampleError(f"{path} is not a regular file (a folder, a pipe or a device). Remove it from the data.", file=path)
 
 
 def read_exactly(descriptor: int, path: str, offset: int, size: int) -> bytes:

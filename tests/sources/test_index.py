@@ -243,8 +243,9 @@ class TestFaultsOfTheMachine:
     def test_a_socket_is_no_file_and_no_fault_of_the_machine(self, tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(tmp_path / "a.jpg"))
-            with pytest.raises(SampleError, match="not a regular file"):
-                files.read_whole(str(tmp_path / "a.jpg"))
+            with pytest.raises(SampleError, match="not a regular file") as failure:
+                files.read_whole(str(tmp_path / "a.jpg"), 7)
+        assert (failure.value.index, failure.value.file) == (7, str(tmp_path / "a.jpg"))
 
 
 def test_the_fault_point_of_a_read_lies_in_its_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
