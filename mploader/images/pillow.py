@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mploader.errors import SampleError
+from mploader.images import png_gray
 from mploader.images.formats import PILLOW_PLUGINS, check_pixels
 from mploader.images.geometry import Pixels
 
@@ -29,7 +30,8 @@ def decode(
         apply_exif_orientation: whether to turn the picture as its EXIF data say.
 
     Returns:
-        uint8 (height, width, channels), as Pillow's ``convert(mode)`` makes it; 16-bit gray is scaled to 8 bits.
+        uint8 (height, width, channels), as Pillow's ``convert(mode)`` makes it; 16-bit gray is scaled to 8
+        bits, and the gray of a colour PNG is libpng's.
 
     Raises:
         SampleError: Pillow cannot read the data, or there are too many pixels.
@@ -64,5 +66,7 @@ def _converted(picture: Image.Image, kind: str, mode: str) -> Pixels:
         picture = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
     if mode != "RGBA":
         picture.info.pop("transparency", None)  # convert() would warn that the mode cannot hold it
+    if mode == "L" and kind == "PNG" and picture.mode not in ("L", "LA", "1"):
+        return png_gray.to_gray(np.asarray(picture.convert("RGB")), png_gray.stated_gamma(picture.info))
     pixels = np.array(picture.convert(mode))
     return pixels[:, :, None] if mode == "L" else pixels

@@ -49,10 +49,9 @@ def image_dataset_from_directory(
     """Makes a dataset from image files in a folder, as ``keras.utils.image_dataset_from_directory`` (Keras 3.15).
 
     The files, their order and split, the class names, labels, shapes and dtypes are those of Keras. JPEG, PNG, BMP and
-    GIF are decoded to the same bits as by TensorFlow. Exceptions are 16-bit gray, within 1 of 255, and a colour PNG as
-    "grayscale": within 1 of 255, or more if it states a gamma, which is ignored. "nearest" gives the same bits as
-    Keras. The other interpolations use Keras's kernels; their pixels are rounded to whole numbers, clipped to 0..255,
-    and differ from Keras's by 0.3 of 255 on average.
+    GIF are decoded to the same bits as by TensorFlow, except that 16-bit PNGs may differ by 1 of 255; so "nearest"
+    gives Keras's pixels. The other interpolations use Keras's kernels; their pixels are rounded to whole numbers,
+    clipped to 0..255, and differ from Keras's by 0.3 of 255 on average.
 
     Other differences: with ``shuffle`` every epoch is a fresh permutation of all files, while Keras shuffles within
     8 batches; files that Keras cannot read in the given ``color_mode`` (JPEG as rgba, GIF or BMP as grayscale) are

@@ -172,7 +172,10 @@ def test_a_jpeg_cut_and_closed_does_not_pass_as_gray(colours, progressive):
     cut = data[: len(data) // 2] + b"\xff\xd9"
     kind = "colour" if colours == "colour" else "CMYK"
     told = rf"{kind}( progressive)? JPEG, 400 x 300, .* bytes: libjpeg-turbo says '.*premature end"
-    for decode in (lambda data: images.decode(data, (64, 64)), lambda data: decode_whole(data, "RGB", max_pixels=10**6)):
+    for decode in (
+        lambda data: images.decode(data, (64, 64)),
+        lambda data: decode_whole(data, "RGB", max_pixels=10**6),
+    ):
         decode(data)
         with pytest.raises(SampleError, match=told):
             decode(cut)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 import mploader
 from mploader.images import keras_compat
@@ -150,13 +151,30 @@ def test_rgba_and_grayscale_of_png(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
-def test_the_gray_of_a_colour_png_is_within_1_of_keras(mode: str) -> None:
+@pytest.mark.parametrize(
+    ("chunk", "content"),
+    [
+        (b"", b""), (b"sRGB", b"\0"), (b"gAMA", struct.pack(">I", 45455)), (b"gAMA", struct.pack(">I", 60000)),
+        (b"gAMA", struct.pack(">I", 96000)), (b"gAMA", struct.pack(">I", 200000)), (b"gAMA", b"\0\0\0\0"),
+    ],
+)  # fmt: skip
+def test_the_gray_of_a_colour_png_is_that_of_libpng(mode: str, chunk: bytes, content: bytes) -> None:
+    facts = PngImagePlugin.PngInfo()
+    if chunk:
+        facts.add(chunk, content)
     colours = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
+    colours[:4] = colours[:4, :, :1]  # grays
     file = io.BytesIO()
-    Image.fromarray(colours).convert(mode).save(file, "PNG")
+    Image.fromarray(colours).convert(mode).save(file, "PNG", pnginfo=facts)
     found = decode_whole(file.getvalue(), "L", max_pixels=10**6)
-    wanted = tf.io.decode_image(file.getvalue(), channels=1).numpy()
-    assert np.abs(found.astype(np.int64) - wanted).max() <= 1
+    assert (found == tf.io.decode_image(file.getvalue(), channels=1).numpy()).all()
+
+
+@pytest.mark.photos
+def test_the_gray_of_photographs_is_that_of_libpng() -> None:
+    for path in sorted(PHOTOS.rglob("*.png")):  # some with a profile of sRGB, or of another space
+        wanted = tf.io.decode_image(path.read_bytes(), channels=1).numpy()
+        assert (decode_whole(path.read_bytes(), "L", max_pixels=10**9) == wanted).all(), path
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF"])
