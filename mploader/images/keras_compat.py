@@ -173,12 +173,9 @@ def _area_taps(size: int, target: int) -> Taps:
 
 
 _TAPS: dict[str, Callable[[int, int], Taps]] = {
-    name: functools.lru_cache(maxsize=64)(taps)
-    for name, taps in {
-        "bilinear": functools.partial(_kernel_taps, _triangle, 1),
-        "bicubic": functools.partial(_kernel_taps, _cubic, 2),
-        "area": _area_taps,
-    }.items()
+    "bilinear": functools.lru_cache(maxsize=64)(functools.partial(_kernel_taps, _triangle, 1)),
+    "bicubic": functools.lru_cache(maxsize=64)(functools.partial(_kernel_taps, _cubic, 2)),
+    "area": functools.lru_cache(maxsize=64)(_area_taps),
 }
 
 INTERPOLATIONS = ("nearest", *_TAPS)
