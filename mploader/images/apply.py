@@ -1,4 +1,4 @@
-"""One component of a sample through an image transform, the others as they are."""
+"""Applies an image transform to one component of a sample."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mploader.errors import ArgumentError, SampleError
 
 @dataclass(frozen=True)
 class _WithoutRng:
-    """A transform that takes the image alone, called as those that take random numbers too."""
+    """Adapts a transform that takes the image alone to the signature (image, rng)."""
 
     transform: Callable[[Any], Any]
 
@@ -32,8 +32,8 @@ class _ApplyTo:
 
     def __call__(self, sample: Any, rng: np.random.Generator) -> Any:
         if isinstance(sample, tuple) and isinstance(self.key, int) and -len(sample) <= self.key < len(sample):
-            position = self.key % len(sample)
-            return (*sample[:position], self.transform(sample[position], rng), *sample[position + 1 :])
+            index = self.key % len(sample)
+            return (*sample[:index], self.transform(sample[index], rng), *sample[index + 1 :])
         if isinstance(sample, dict) and self.key in sample:
             return {
                 key: self.transform(value, rng) if key == self.key else value for key, value in sample.items()
@@ -43,8 +43,8 @@ class _ApplyTo:
         else:
             given = f"a tuple of {len(sample)}" if isinstance(sample, tuple) else f"{type(sample).__name__}"
         raise SampleError(
-            f"apply_to({self.key!r}, ...) finds no such component: the sample is {given}."
-            " A tuple takes a position, a dict a key"
+            f"apply_to({self.key!r}, ...): expected a sample with this component, but the sample is {given}."
+            " Pass an index for tuples, a key for dicts"
         )
 
     def __repr__(self) -> str:
@@ -52,10 +52,10 @@ class _ApplyTo:
 
 
 def apply_to(key: int | str, transform: Callable[..., Any]) -> Callable[[Any, np.random.Generator], Any]:
-    """Makes a transform of images into a transform of samples.
+    """Makes a transform of samples from a transform of images.
 
     Args:
-        key: where the image is: a position in a tuple, or a key of a dict.
+        key: of the image's component: an index in a tuple, or a key of a dict.
         transform: (image, rng) -> image, as in :mod:`mploader.images`, or (image) -> image.
 
     Returns:
@@ -64,10 +64,10 @@ def apply_to(key: int | str, transform: Callable[..., Any]) -> Callable[[Any, np
         no such component.
 
     Raises:
-        ArgumentError: key is neither int nor str, or transform cannot be called.
+        ArgumentError: ``key`` is neither int nor str, or ``transform`` is not callable.
     """
     if isinstance(key, bool) or not isinstance(key, (int, str)):
-        raise ArgumentError(f"key must be a position in a tuple (int) or a key of a dict (str), not {key!r}")
+        raise ArgumentError(f"key={key!r}: expected an index in a tuple (int) or a key of a dict (str)")
     if not callable(transform):
-        raise ArgumentError(f"transform must be a callable (image, rng) -> image, not {transform!r}")
+        raise ArgumentError(f"transform={transform!r}: expected a callable (image, rng) -> image")
     return _ApplyTo(key, transform if takes_rng(transform) else _WithoutRng(transform))

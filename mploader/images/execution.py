@@ -1,4 +1,4 @@
-"""Executes a view: from encoded bytes or an array to the pixels that were asked for, by the cheapest way."""
+"""Executes a view: from encoded bytes or an array to the requested pixels, by the cheapest way."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mploader.images.resize import resize
 Encoded = bytes | bytearray | memoryview
 Image = Encoded | Pixels
 Framing = Callable[[int, int], View]
-"""(height, width) of an image as it is shown, to the view of it that is wanted."""
+"""A function from the (height, width) of an image, as it is shown, to the view of it to be made."""
 
 
 def render(
     image: Image, framing: Framing, *, max_pixels: int, apply_exif_orientation: bool, out: Pixels | None
 ) -> Pixels:
-    """Returns the view of an image that ``framing`` chooses when it hears the size of the image.
+    """Returns the view of an image that ``framing`` chooses from the size of the image.
 
     ``framing`` is called once, before any pixel is decoded, so that a JPEG is decoded no further than the
     view needs.
@@ -35,8 +35,8 @@ def render(
         return _render_pixels(_as_rgb(image), framing, out)
     if not isinstance(image, (bytes, bytearray, memoryview)):
         raise SampleError(
-            f"an image is encoded bytes or a uint8 array, not {type(image).__name__};"
-            " apply_to(key, transform) picks the component of a sample that holds it"
+            f"image: expected encoded bytes or a uint8 array, got {type(image).__name__}."
+            " For one component of a sample use apply_to(key, transform)"
         )
     data = bytes(image)
     kind, header = _identify(data, max_pixels)
@@ -121,10 +121,10 @@ def _as_rgb(pixels: Pixels) -> Pixels:
     """Returns an image array as (height, width, 3), grayscale repeated into the three channels."""
     if pixels.dtype != np.uint8:
         raise SampleError(
-            f"an image array must be uint8, not {pixels.dtype}: crop and resize before normalising"
+            f"image array: expected uint8, got {pixels.dtype}. Crop and resize before normalising"
         )
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
-        raise SampleError(f"an image array must be (H, W, 3), (H, W, 1) or (H, W), not {pixels.shape}")
+        raise SampleError(f"image array: expected (H, W, 3), (H, W, 1) or (H, W), got {pixels.shape}")
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3)) if pixels.shape[2] == 1 else pixels

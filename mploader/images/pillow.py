@@ -1,4 +1,4 @@
-"""Everything that is not an ordinary JPEG, through Pillow, to 8 bits per channel."""
+"""All images that are not ordinary JPEGs, through Pillow, to 8 bits per channel."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The gray of a colour PNG as libpng makes it, and with it TensorFlow and Keras.
 
 Many PNGs state that their colours are sRGB. libpng then mixes the light of the colours, Pillow their values: the grays
-of such photographs differ by 5 to 11 of 255 on average. A model trained on one is not to be fed with the other.
+of such photographs differ by 5 to 11 of 255 on average. A model trained on one kind of gray should not get the other.
 """
 
 from __future__ import annotations
