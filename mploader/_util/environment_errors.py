@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Errors of the machine and the storage, which may pass, as opposed to errors of the data, which do not."""
-=======
 """Tells apart errors of the machine or the storage, which may pass, and errors of the data."""
->>>>>>> 709454b (Last words in images and sampling)
 
 from __future__ import annotations
 

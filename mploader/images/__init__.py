@@ -1,19 +1,20 @@
 """Images: decode, resize, crop, flip.
 
-A transform is split into geometry and execution. The geometry (:class:`View`) says, from the size in the
-header, which rectangle is wanted at which size; then the decoder reads no more pixels than that needs::
+A transform is split into geometry and execution. The geometry (:class:`View`) chooses, from the size in the
+header, a rectangle and the size of the result; then the decoder reads no more pixels than that needs::
 
     formats    what the bytes are: magic numbers, the header of a JPEG, the limit on pixels
     geometry   boxes, views, EXIF orientations: arithmetic without pixels
-    jpeg       libjpeg-turbo at the smallest scale that serves
+    jpeg       libjpeg-turbo at the smallest scale that suffices
     pillow     every other format
+    png_gray   the gray of a colour PNG, as libpng makes it
     resize     one antialiased resize, and the mirror image
     execution  chooses among these: the one way from bytes or an array to pixels
     (here)     what users call
+    keras_compat  the images of ``keras.utils.image_dataset_from_directory``
 
 An image is encoded bytes, or a uint8 array (H, W, 3), (H, W, 1) or (H, W) where gray becomes RGB. A result
-is always uint8 RGB (H, W, 3), C-contiguous. What an image's bytes do wrong is a
-:class:`mploader.SampleError`.
+is always uint8 RGB (H, W, 3), C-contiguous. Invalid bytes raise :class:`mploader.SampleError`.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ __all__ = [
 ]
 
 max_pixels: int = 178_956_970
-"""Most pixels (height * width) that an image's header may announce, as in Pillow.
+"""Largest number of pixels (height * width) that an image's header may announce, as in Pillow.
 
 :func:`decode` reads it when it is called. A transform reads it when it is made, and takes it along to the
-workers: set it before making transforms, or give them ``max_pixels=``. For formats other than JPEG Pillow's
+workers: set it before making transforms, or pass ``max_pixels=`` to them. For formats other than JPEG Pillow's
 own limit, twice ``PIL.Image.MAX_IMAGE_PIXELS`` (the same number), holds as well."""
 
 
@@ -66,26 +67,26 @@ def decode(
     apply_exif_orientation: bool = False,
     out: Pixels | None = None,
 ) -> Pixels:
-    """Decodes an image to RGB, and resizes it if a size is given.
+    """Decodes an image to RGB, and resizes it if ``size`` is given.
 
     The same bytes and arguments give the same pixels. A JPEG is decoded at the smallest scale of 1, 1/2,
     1/4, 1/8 that is not below 1.25 times ``size``, then resized once with antialiasing, close to Pillow's
     bilinear filter.
 
     Args:
-        data: the encoded file: AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, QOI, TIFF or WebP; the first
-            frame counts.
+        data: the encoded file: AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, QOI, TIFF or WebP. Of
+            an animation the first frame is decoded.
         size: (height, width) of the result; None: as stored.
-        max_pixels: most pixels that the header may announce; None: ``mploader.images.max_pixels``.
-        apply_exif_orientation: turn the picture as its EXIF data say; False, as in TensorFlow: as stored.
+        max_pixels: largest number of pixels that the header may announce; None: ``mploader.images.max_pixels``.
+        apply_exif_orientation: whether to turn the picture as its EXIF data say. TensorFlow does not.
         out: a C-contiguous uint8 array (height, width, 3) that receives the result and is returned.
 
     Returns:
         uint8 (height, width, 3).
 
     Raises:
-        ArgumentError: an argument cannot be meant.
-        SampleError: the bytes are no image of these formats, damaged, cut off, or too large.
+        ArgumentError: an argument is invalid.
+        SampleError: the bytes are not an image of these formats, are damaged or cut off, or hold too many pixels.
     """
     limit = _pixel_limit(max_pixels)
     if size is None:
@@ -100,7 +101,7 @@ def decode(
 
 
 class ImageTransform(ABC):
-    """A callable (image, rng) -> uint8 array that can also write into an array it is given."""
+    """A callable (image, rng) -> uint8 array that can also write into a given array."""
 
     @abstractmethod
     def __call__(self, image: Image, rng: np.random.Generator, *, out: Pixels | None = None) -> Pixels:
@@ -129,7 +130,7 @@ class _Geometric(ImageTransform):
 
     @abstractmethod
     def view(self, height: int, width: int, rng: np.random.Generator) -> View:
-        """Returns which box of an image of height x width pixels is wanted, and at which size."""
+        """Chooses a box of an image of height x width pixels, and the size of the result."""
 
     def __call__(self, image: Image, rng: np.random.Generator, *, out: Pixels | None = None) -> Pixels:
         def framing(height: int, width: int) -> View:
@@ -175,7 +176,7 @@ class CenterCrop(_Sized):
 
 @dataclass(frozen=True)
 class RandomResizedCrop(_Sized):
-    """Cuts a box of random area, aspect ratio and place, and resizes it to height x width.
+    """Cuts a box of random area, aspect ratio and offset, and resizes it to height x width.
 
     Szegedy et al., *Going deeper with convolutions* (2015), as torchvision draws it: ten attempts at an
     area uniform in ``scale`` and a ratio log-uniform in ``ratio``; if none fits, the largest box in the
@@ -196,7 +197,7 @@ class RandomResizedCrop(_Sized):
         object.__setattr__(self, "ratio", interval("ratio", self.ratio, most=math.inf))
 
     def view(self, height: int, width: int, rng: np.random.Generator) -> View:
-        """Returns a random box. Draws two numbers for each attempt and two for the place."""
+        """Returns a random box. Draws two numbers for each attempt and two for the offset."""
         low, high = (math.log(bound) for bound in self.ratio)
         for _ in range(10):
             area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * rng.random())
@@ -221,7 +222,7 @@ class RandomFlip(_Geometric):
         return _whole(height, width)
 
     def __call__(self, image: Image, rng: np.random.Generator, *, out: Pixels | None = None) -> Pixels:
-        """Returns the image or its mirror image, arrays that are not mirrored as they are."""
+        """Returns the image or its mirror image. An array that is not mirrored is returned as it is."""
         flip = rng.random() < 0.5
         pixels = super().__call__(image, rng, out=out)
         return mirror(pixels, out) if flip else pixels
@@ -229,7 +230,7 @@ class RandomFlip(_Geometric):
 
 @dataclass(frozen=True)
 class Compose(ImageTransform):
-    """Applies transforms in turn. The first gets the encoded bytes, so it tells the decoder what is needed.
+    """Applies transforms in turn. The first gets the encoded bytes, so that only the pixels it needs are decoded.
 
     Args:
         parts: transforms of this module, or any callables (image, rng) -> image. The last must return uint8
@@ -241,12 +242,12 @@ class Compose(ImageTransform):
     def __post_init__(self) -> None:
         if not isinstance(self.parts, Sequence) or not self.parts or not all(map(callable, self.parts)):
             raise ArgumentError(
-                f"Compose takes a list of one or more callables (image, rng) -> image, not {self.parts!r}"
+                f"Compose: parts={self.parts!r}: expected a list of one or more callables (image, rng) -> image"
             )
         object.__setattr__(self, "parts", tuple(self.parts))
 
     def __call__(self, image: Image, rng: np.random.Generator, *, out: Pixels | None = None) -> Pixels:
-        """Returns what the last part makes of what the parts before it made; ``out`` goes to the last."""
+        """Returns the result of the last part, which gets ``out``."""
         *firsts, last = self.parts
         for part in firsts:
             image = part(image, rng)

@@ -1,4 +1,4 @@
-"""Executes a view: from encoded bytes or an array to the pixels that were asked for, by the cheapest way."""
+"""Executes a view: from encoded bytes or an array to the requested pixels, by the cheapest way."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mploader.images.resize import resize
 Encoded = bytes | bytearray | memoryview
 Image = Encoded | Pixels
 Framing = Callable[[int, int], View]
-"""(height, width) of an image as it is shown, to the view of it that is wanted."""
+"""A function from the (height, width) of an image, as it is shown, to the view of it to be made."""
 
 
 def render(
     image: Image, framing: Framing, *, max_pixels: int, apply_exif_orientation: bool, out: Pixels | None
 ) -> Pixels:
-    """Returns the view of an image that ``framing`` chooses when it hears the size of the image.
+    """Returns the view of an image that ``framing`` chooses from the size of the image.
 
     ``framing`` is called once, before any pixel is decoded, so that a JPEG is decoded no further than the
     view needs.
@@ -35,31 +35,65 @@ def render(
         return _render_pixels(_as_rgb(image), framing, out)
     if not isinstance(image, (bytes, bytearray, memoryview)):
         raise SampleError(
-            f"an image is encoded bytes or a uint8 array, not {type(image).__name__};"
-            " apply_to(key, transform) picks the component of a sample that holds it"
+            f"image: expected encoded bytes or a uint8 array, got {type(image).__name__}."
+            " For one component of a sample use apply_to(key, transform)"
         )
     data = bytes(image)
+    kind, header = _identify(data, max_pixels)
+    if header is not None:
+        turn = geometry.ORIENTATIONS[header.orientation if apply_exif_orientation else 1]
+        return _render_jpeg(data, header, framing, turn, out)
+    pixels = pillow.decode(data, kind, max_pixels=max_pixels, apply_exif_orientation=apply_exif_orientation)
+    return _render_pixels(pixels, framing, out)
+
+
+def decode_whole(data: bytes, mode: str, *, max_pixels: int) -> Pixels:
+    """Decodes all pixels of the first frame, as stored, without scaling.
+
+    JPEGs are decoded with libjpeg's fast DCT, as TensorFlow does, so that not a bit differs from it.
+
+    Args:
+        data: the encoded file.
+        mode: "L" (gray), "RGB" or "RGBA" (opaque where the file has no transparency).
+        max_pixels: largest number of pixels that the header may announce.
+
+    Returns:
+        uint8 (height, width, channels).
+
+    Raises:
+        SampleError: the image cannot be read.
+    """
+    kind, header = _identify(data, max_pixels)
+    if header is None:
+        return pillow.decode(data, kind, mode, max_pixels=max_pixels, apply_exif_orientation=False)
+    pixels = jpeg.decode_whole(data, header, "GRAY" if mode == "L" else "RGB")
+    if mode == "RGBA":
+        return np.concatenate([pixels, np.full((*pixels.shape[:2], 1), 255, np.uint8)], axis=2)
+    return pixels
+
+
+def _identify(data: bytes, max_pixels: int) -> tuple[str, formats.JpegHeader | None]:
+    """Returns the format of encoded bytes, and the header of a JPEG that :mod:`mploader.images.jpeg` decodes.
+
+    Raises:
+        SampleError: the format is not supported, or the header of a JPEG is invalid.
+    """
     kind = formats.guess(data)
     if kind == "JPEG":
         header = formats.read_jpeg_header(data)
-        if not 0 < header.height * header.width <= max_pixels:
-            what = f"{header}, {len(data):,} bytes"
-            raise formats.pixel_error(header.height, header.width, max_pixels, what)
+        what = f"{header}, {len(data):,} bytes"
+        formats.check_pixels(header.height, header.width, max_pixels, what)
         if header.precision != 8:
-            raise SampleError(
-                f"{header}, {len(data):,} bytes: only 8 bits a component are read; convert the file"
-            )
+            raise SampleError(f"{what}: expected 8 bits per component, got {header.precision}. Convert the file")
         if jpeg.is_supported(header):
-            turn = geometry.ORIENTATIONS[header.orientation if apply_exif_orientation else 1]
-            return _render_jpeg(data, header, framing, turn, out)
+            return kind, header
         jpeg.check_whole(data, header)
     if kind not in formats.PILLOW_PLUGINS:
         raise SampleError(
-            f"{len(data):,} bytes are no image that mploader reads: {kind}."
-            f" It reads {', '.join(formats.PILLOW_PLUGINS)}"
+            f"{len(data):,} bytes are not a supported image: got {kind}, expected one of"
+            f" {', '.join(formats.PILLOW_PLUGINS)}"
         )
-    pixels = pillow.decode(data, kind, max_pixels=max_pixels, apply_exif_orientation=apply_exif_orientation)
-    return _render_pixels(pixels, framing, out)
+    return kind, None
 
 
 def _render_jpeg(
@@ -87,10 +121,10 @@ def _as_rgb(pixels: Pixels) -> Pixels:
     """Returns an image array as (height, width, 3), grayscale repeated into the three channels."""
     if pixels.dtype != np.uint8:
         raise SampleError(
-            f"an image array must be uint8, not {pixels.dtype}: crop and resize before normalising"
+            f"image array: expected uint8, got {pixels.dtype}. Crop and resize before normalising"
         )
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
-        raise SampleError(f"an image array must be (H, W, 3), (H, W, 1) or (H, W), not {pixels.shape}")
+        raise SampleError(f"image array: expected (H, W, 3), (H, W, 1) or (H, W), got {pixels.shape}")
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3)) if pixels.shape[2] == 1 else pixels

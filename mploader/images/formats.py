@@ -1,8 +1,8 @@
-"""What encoded bytes are, read from their first bytes without decoding anything.
+"""The format of encoded images, read from their first bytes without decoding anything.
 
-Formats are told by their magic numbers, never by trying one decoder after another: a decoder then sees only
-data of its own format, a worker imports only the Pillow plug-in that it needs, and formats that run
-programs or fetch other files (EPS, PDF, SVG, WMF) are named in the message and never opened.
+Formats are recognised by their magic numbers, never by trying one decoder after another: a decoder then sees
+only data of its own format, a worker imports only the Pillow plug-in that it needs, and formats that run
+programs or fetch other files (EPS, PDF, SVG, WMF) are named in the error and never opened.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PILLOW_PLUGINS = {
     "TIFF": "TiffImagePlugin",
     "WEBP": "WebPImagePlugin",
 }
-"""The formats that are read, and the module of Pillow that reads each. No other format is ever opened."""
+"""The supported formats, and the module of Pillow that reads each. No other format is ever opened."""
 
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8", "JPEG"),
@@ -70,12 +70,12 @@ _MAX_SCANS = 500
 
 
 class JpegHeader(NamedTuple):
-    """The frame header of a JPEG: all that is needed before decoding.
+    """The frame header of a JPEG.
 
     Attributes:
         height: pixels, as stored (before any EXIF orientation).
         width: pixels, as stored.
-        precision: bits a component.
+        precision: bits per component.
         components: 1 (gray), 3 (colour) or 4 (CMYK, YCCK).
         frame: the second byte of the start-of-frame marker, 0xC0 to 0xCF (ITU T.81, table B.1).
         orientation: EXIF orientation, 1 to 8; 1 where there is none.
@@ -102,7 +102,7 @@ class JpegHeader(NamedTuple):
 
 
 def guess(data: bytes) -> str:
-    """Returns the name of the format that the first bytes announce, or words that describe what they are."""
+    """Returns the name of the format that the first bytes announce, or else a description of them."""
     if not data:
         return "empty data"
     for offset, magic, name in _MAGIC:
@@ -110,35 +110,35 @@ def guess(data: bytes) -> str:
             return name
     head = data[:64]
     if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
-        return f"text beginning with {head[:24].decode('ascii')!r}"
+        return f"text that begins with {head[:24].decode('ascii')!r}"
     if not any(head):
         return "zero bytes"
-    return f"no known image format, beginning with {head[:8].hex(' ')}"
+    return f"an unknown format that begins with {head[:8].hex(' ')}"
 
 
 def pixel_error(height: int, width: int, max_pixels: int, what: str) -> SampleError:
     """Returns the error for a header that announces no pixel, or more than ``max_pixels``."""
     if height < 1 or width < 1:
-        return SampleError(f"{what}: the header says {width} x {height} pixels; an image has at least one")
+        return SampleError(f"{what}: expected at least one pixel, but the header says {width} x {height}")
     return SampleError(
         f"{what}: the header says {width} x {height} = {height * width:,} pixels, more than the limit of"
-        f" {max_pixels:,}. A small file of this kind can be a decompression bomb; if it is a real"
+        f" {max_pixels:,}. A small file of this kind can be a decompression bomb. If it is a real"
         " picture, raise max_pixels"
     )
 
 
 def check_pixels(height: int, width: int, max_pixels: int, what: str) -> None:
-    """Refuses a header that announces no pixel, or more than ``max_pixels``.
+    """Checks the number of pixels that a header announces.
 
     Raises:
-        SampleError: it does; the message begins with ``what``.
+        SampleError: it is 0 or above ``max_pixels``; the message begins with ``what``.
     """
     if not 0 < height * width <= max_pixels:
         raise pixel_error(height, width, max_pixels, what)
 
 
 def read_jpeg_header(data: bytes) -> JpegHeader:
-    """Reads the markers of a JPEG up to its frame header (ITU T.81, annex B), and checks that the data are whole.
+    """Reads the markers of a JPEG up to its frame header (ITU T.81, annex B), and checks that the data are complete.
 
     Raises:
         SampleError: there is no frame header, the end-of-image marker is missing, or a progressive file has
@@ -152,7 +152,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
             position += 1
         if position + 4 > len(data):
             raise SampleError(
-                f"JPEG of {len(data):,} bytes: it ends before the frame header (cut off, or no picture)"
+                f"JPEG of {len(data):,} bytes: it ends before the frame header (cut off, or without a picture)"
             )
         marker = data[position + 1]
         position += 2
@@ -178,7 +178,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
         frame=marker,
         orientation=orientation,
     )
-    # libjpeg fills what is missing with gray. 0xFFD9 cannot occur inside coded data, so its absence is proof.
+    # libjpeg fills missing pixels with gray. 0xFFD9 cannot occur inside coded data, so its absence is proof.
     if data.rfind(b"\xff\xd9", position) < 0:
         raise SampleError(
             f"{header}, {len(data):,} bytes: truncated, the end-of-image marker is missing."
@@ -186,13 +186,13 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
         )
     if marker in _PROGRESSIVE and data.count(b"\xff\xda", position) > _MAX_SCANS:
         raise SampleError(
-            f"{header}, {len(data):,} bytes: more than {_MAX_SCANS} scans, which no real picture has"
+            f"{header}, {len(data):,} bytes: expected at most {_MAX_SCANS} scans, as all real pictures have"
         )
     return header
 
 
 def exif_orientation(exif: bytes) -> int:
-    """Returns the orientation (tag 0x0112) of the first directory of an EXIF block, 1 where it is absent or odd."""
+    """Returns the orientation (tag 0x0112) of the first directory of an EXIF block, 1 if it is absent or invalid."""
     order = {b"II*\0": "little", b"MM\0*": "big"}.get(exif[:4])
     if order is None:
         return 1

@@ -1,4 +1,4 @@
-"""Rectangles and turns: which pixels of a stored image an output needs, as arithmetic without pixels."""
+"""Rectangles and turns: arithmetic for which pixels of a stored image a result needs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Box(NamedTuple):
         return pixels[self.top : self.top + self.height, self.left : self.left + self.width]
 
     def scale_for(self, height: int, width: int) -> int:
-        """Returns the smallest scale, in eighths, at which a resize to height x width still finds its detail."""
+        """Returns the smallest scale, in eighths, at which a resize to height x width keeps its detail."""
         for eighths in _SCALES:
             if self.height * eighths >= 8 * _MARGIN * height and self.width * eighths >= 8 * _MARGIN * width:
                 return eighths
@@ -41,7 +41,7 @@ class Box(NamedTuple):
     def on_grid(self, step: int, image_height: int, image_width: int) -> Box:
         """Returns the box moved and cut by less than ``step``, so that its edges are multiples of it or the image's.
 
-        It never grows: a larger box could be decoded at a smaller scale, whose grid is another one.
+        It never grows: a larger box could be decoded at a smaller scale, which has another grid.
         """
         top, bottom = _edges_on_grid(self.top, self.top + self.height, image_height, step)
         left, right = _edges_on_grid(self.left, self.left + self.width, image_width, step)
@@ -58,7 +58,7 @@ class Box(NamedTuple):
 
 
 class View(NamedTuple):
-    """What a geometric transform asks for: this box of the image, resized to ``height`` x ``width``."""
+    """The request of a geometric transform: this box of the image, resized to ``height`` x ``width``."""
 
     box: Box
     height: int

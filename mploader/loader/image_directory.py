@@ -11,9 +11,10 @@ import numpy as np
 from mploader import images
 from mploader._util.checks import whole_number
 from mploader.errors import ArgumentError, SourceError
-from mploader.images.keras_compat import CHANNELS, KERNELS, KerasImage, LabelledFiles, list_files
+from mploader.images.keras_compat import CHANNELS, INTERPOLATIONS, KerasImage
 from mploader.loader.loader import Loader
 from mploader.sources.base import PackedStrings
+from mploader.sources.labelled_files import LabelledFiles, list_files
 
 FORMATS = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
 """The endings of file names that Keras takes for images."""
@@ -47,15 +48,17 @@ def image_dataset_from_directory(
 ) -> Any:
     """Makes a dataset from image files in a folder, as ``keras.utils.image_dataset_from_directory`` (Keras 3.15).
 
-    The files, their order and split, the class names, labels, shapes and dtypes are those of Keras. Pixels are
-    decoded to the same bits, resized by the same kernels, and travel rounded to whole numbers: they differ from
-    Keras's by 0.3 of 255 on average, and overshoots of the cubic and Lanczos kernels are clipped to 0..255.
-    What else differs: with ``shuffle`` every epoch is a fresh permutation of all files, while Keras shuffles within
-    8 batches; files that Keras cannot read in the wanted ``color_mode`` (JPEG as rgba, GIF or BMP as grayscale) are
-    read; a damaged file is named.
+    The files, their order and split, the class names, labels, shapes and dtypes are those of Keras. JPEG, PNG, BMP and
+    GIF are decoded to the same bits as by TensorFlow, except that 16-bit PNGs may differ by 1 of 255; so "nearest"
+    gives Keras's pixels. The other interpolations use Keras's kernels; their pixels are rounded to whole numbers,
+    clipped to 0..255, and differ from Keras's by 0.3 of 255 on average.
+
+    Other differences: with ``shuffle`` every epoch is a fresh permutation of all files, while Keras shuffles within
+    8 batches; files that Keras cannot read in the given ``color_mode`` (JPEG as rgba, GIF or BMP as grayscale) are
+    read; an error for a damaged file names the file.
 
     Args:
-        directory: holds a folder for each class if ``labels`` is "inferred", otherwise images at any depth. A local
+        directory: contains a folder for each class if ``labels`` is "inferred", otherwise images at any depth. A local
             folder; remote ones (``gs://``) are not read.
         labels: "inferred", None (no labels), or one label for each file, in the order of the files' paths.
         label_mode: "int" (int32), "categorical" (float32 one-hot), "binary" (float32, (batch, 1)) or None.
@@ -68,16 +71,15 @@ def image_dataset_from_directory(
         seed: of the shuffle; None: a random one.
         validation_split: the share of the files, between 0 and 1, that is held back for validation.
         subset: "training", "validation" or "both" (a list of two datasets).
-        interpolation: "bilinear", "nearest", "bicubic", "area", "lanczos3", "lanczos5", "gaussian" or
-            "mitchellcubic", none of them antialiased.
+        interpolation: "bilinear", "nearest", "bicubic" or "area", none of them antialiased.
         follow_links: whether links to folders are followed.
         crop_to_aspect_ratio: cut the largest box of the aspect ratio of ``image_size`` from the middle first.
         pad_to_aspect_ratio: keep the whole image and its aspect ratio, with black beside it.
         data_format: "channels_last", "channels_first", or None: ``keras.config.image_data_format()``.
-        format: "tf" is all there is; Keras's "grain" is not.
+        format: "tf"; Keras's "grain" is not supported.
         verbose: whether to print how many files were found.
         formats: endings of the files that are images, compared without case. The default is what Keras takes;
-            what Pillow reads works too: ".webp", ".tif"...
+            other formats that Pillow reads are supported: ".webp", ".tif"...
         num_workers, on_bad_sample, memory, stall_timeout: see :class:`mploader.Loader`.
 
     Returns:
@@ -159,8 +161,8 @@ def _transform(
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if not isinstance(size, (list, tuple)) or len(size) != 2 or min(int(side) for side in size) < 1:
         raise ArgumentError(f"image_size={image_size!r}: expected (height, width) in pixels")
-    if interpolation.lower() not in ("nearest", *KERNELS):
-        raise ArgumentError(f"interpolation={interpolation!r}: expected one of nearest, {', '.join(KERNELS)}")
+    if interpolation.lower() not in INTERPOLATIONS:
+        raise ArgumentError(f"interpolation={interpolation!r}: expected one of {', '.join(INTERPOLATIONS)}")
     if crop and pad:
         raise ArgumentError("crop_to_aspect_ratio and pad_to_aspect_ratio: expected at most one of them to be True")
     if data_format is None:
@@ -199,7 +201,7 @@ def _find(
     except OSError as error:
         raise SourceError(f"the folder {directory} cannot be listed: {error.strerror}") from error
     if class_names is not None and len(set(class_names)) < len(class_names):
-        raise ArgumentError(f"class_names={list(class_names)}: a name is there twice")
+        raise ArgumentError(f"class_names={list(class_names)}: expected each name once")
     if class_names is not None and not set(class_names) <= set(folders):
         raise ArgumentError(f"class_names={list(class_names)}: expected folders of {directory}, which are {folders}")
     names = folders if class_names is None else list(class_names)
@@ -222,7 +224,7 @@ def _label_rows(labels: Any, label_mode: str | None, num_classes: int) -> Any:
 
 
 def _split(order: Any, validation_split: float | None, subset: str | None) -> list[tuple[str, Any]]:
-    """Returns the parts that are asked for: the name of each for messages, and the indices of its files."""
+    """Returns the requested parts: the name of each for messages, and the indices of its files."""
     if not validation_split:
         return [("", order)]
     held_back = int(validation_split * len(order))

@@ -7,9 +7,9 @@ import os
 from mploader.errors import SourceError
 from mploader.sources.base import PathLike
 from mploader.sources.file_patterns import INDEX_SUFFIX, expand
-from mploader.sources.files import Scanner
 from mploader.sources.image_folder import ImageFolder
 from mploader.sources.protocols import Source
+from mploader.sources.scanner import Scanner
 from mploader.sources.tar import TarShards
 from mploader.sources.tar_format import BLOCK
 from mploader.sources.tfrecord import HEADER_BYTES, TFRecordShards, header_problem

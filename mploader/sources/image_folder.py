@@ -101,7 +101,7 @@ class ImageFolder:
         """
         position = checked_index(index, len(self))
         path = os.path.join(self._directory, self._files[position])
-        data = read_whole(path)
+        data = read_whole(path, position)
         if not data:
             raise SampleError(
                 f"{path} is empty (0 bytes), perhaps from a copy that was interrupted. Replace or remove it.",

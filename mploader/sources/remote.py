@@ -15,12 +15,11 @@ import functools
 import hashlib
 import posixpath
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from mploader._util.retry import RETRY_PAUSES_S, RetriedError
+from mploader._util.retry import RETRY_PAUSES_S, RetriedError, retried
 from mploader.errors import SourceError
 from mploader.sources.base import FileState
 
@@ -186,19 +185,16 @@ def _asking(pattern: str, ask: Callable[[], _Result]) -> _Result:
 
 
 def _with_retries(url: str, ask: Callable[[], _Result]) -> _Result:
-    for pause_s in (*RETRY_PAUSES_S, None):
-        try:
-            return ask()
-        except Exception as error:  # each storage has exceptions of its own
-            if not _is_transient(error):
-                if isinstance(error, OSError):
-                    raise
-                raise OSError(errno.EREMOTEIO, f"{type(error).__name__}: {error}", url) from error
-            if pause_s is None:
-                what = f"failed {len(RETRY_PAUSES_S) + 1} times, at last with {type(error).__name__}: {error}"
-                raise RetriedError(errno.EIO, what, url) from error
-        time.sleep(pause_s)
-    raise AssertionError("the last turn returns or raises")
+    try:
+        return retried(ask, _is_transient)
+    except Exception as error:  # each storage has exceptions of its own
+        what = f"{type(error).__name__}: {error}"
+        if _is_transient(error):
+            attempts = len(RETRY_PAUSES_S) + 1
+            raise RetriedError(errno.EIO, f"failed {attempts} times, the last time with {what}", url) from error
+        if isinstance(error, OSError):
+            raise
+        raise OSError(errno.EREMOTEIO, what, url) from error
 
 
 def _is_transient(error: Exception) -> bool:

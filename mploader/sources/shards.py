@@ -16,8 +16,10 @@ from mploader._util.location import Location
 from mploader.errors import SampleError, SourceError
 from mploader.sources.base import FileState, Int64Array, PackedStrings, Pattern, checked_index
 from mploader.sources.file_patterns import expand
-from mploader.sources.files import MAX_READ_BYTES, FileChangedError, OpenFiles, Scanner
+from mploader.sources.files import MAX_READ_BYTES
 from mploader.sources.index import index_shards
+from mploader.sources.open_files import FileChangedError, OpenFiles
+from mploader.sources.scanner import Scanner
 from mploader.sources.shard_table import ShardScan
 
 _HEAD_BYTES = 1 << 16

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from mploader.sources.files import Scanner
+from mploader.sources.scanner import Scanner
 from mploader.sources.shard_table import ShardScan
 from mploader.sources.shards import Shards, refuse_compressed, scanned
 from mploader.sources.tar_format import BLOCK, TarDamageError, WorkerEntry, members

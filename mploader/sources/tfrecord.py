@@ -17,7 +17,7 @@ import google_crc32c
 import numpy as np
 
 from mploader.sources.base import Pattern
-from mploader.sources.files import Scanner
+from mploader.sources.scanner import Scanner
 from mploader.sources.shard_table import ShardScan
 from mploader.sources.shards import Shards, refuse_compressed, scanned
 

@@ -71,7 +71,7 @@ def test_an_image_folder(data: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [finding["index"] for finding in facts["findings"]] == [COUNT // 2 + at for at in (2, 5, 7)]
     assert "truncated" in first["error"]
     assert empty["summary"].startswith("is empty (# bytes)")
-    assert "no image that mploader reads: EPS" in foreign["error"]
+    assert "not a supported image: got EPS" in foreign["error"]
 
 
 @pytest.mark.processes

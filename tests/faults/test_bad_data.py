@@ -376,9 +376,9 @@ BAD: dict[str, tuple[bytes, str]] = {
     "cmyk_cut": (jpeg("CMYK")[:-900] + b"\xff\xd9", "premature end"),
     "empty": (b"", "is empty"),
     "eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "EPS"),
-    "pdf": (b"%PDF-1.4\n1 0 obj\n", "no image"),
-    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no image"),
-    "pickle": (b"\x80\x04\x95\x1e\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix", "no image"),
+    "pdf": (b"%PDF-1.4\n1 0 obj\n", "not a supported image"),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a supported image"),
+    "pickle": (b"\x80\x04\x95\x1e\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix", "not a supported image"),
     "precision": (jpeg_header(60, 80, precision=12), "12-bit"),
     "truncated": (jpeg()[:-200], "truncated"),
 }

@@ -169,7 +169,7 @@ def test_gray_arrays_become_rgb(shape):
     ids=lambda array: f"{array.dtype}{array.shape}",
 )
 def test_an_array_that_is_no_image_is_a_sample_error(array):
-    with pytest.raises(SampleError, match="image array must be"):
+    with pytest.raises(SampleError, match="image array: expected"):
         images.Resize(5, 5)(array, rng())
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from mploader import ArgumentError, Loader, ShardShuffle
-from mploader.images.keras_compat import LabelledFiles
 from mploader.loader.checkpoint import facts_of, restore, save
 from mploader.loader.position import Position
 from mploader.sampling.plan import Plan
 from mploader.sources import Mix, Subset, TFRecordShards, fingerprint
 from mploader.sources.base import PackedStrings
+from mploader.sources.labelled_files import LabelledFiles
 from mploader.sources.pydataset import WholeBatches
 from mploader.sources.tfrecord_write import TFRecordWriter
 from tests.conftest import kill_one

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from mploader._util import fault_points
+from mploader._util import fault_points, retry
+from mploader.engine.worker import read_faults
 from mploader.errors import SampleError, SourceError
 from mploader.sources import TFRecordShards, files, open_source
-from mploader.sources.files import Scanner
+from mploader.sources.scanner import Scanner
 from mploader.sources.tfrecord_write import TFRecordWriter
 
 INDEX = "tfrecord.mpl-index"
@@ -197,7 +198,7 @@ class TestFaultsOfTheMachine:
 
         monkeypatch.setattr(os, "pread", pread)
         monkeypatch.setattr(os, "close", forget)
-        monkeypatch.setattr(files, "RETRY_PAUSES_S", (0.0, 0.0))
+        monkeypatch.setattr(retry, "RETRY_PAUSES_S", (0.0, 0.0))
         return found
 
     def test_the_next_read_opens_the_file_anew(self, tmp_path: Path, stale: set[int]) -> None:
@@ -235,7 +236,7 @@ class TestFaultsOfTheMachine:
             raise OSError(code, os.strerror(code))
 
         monkeypatch.setattr(os, "pread", pread)
-        monkeypatch.setattr(files, "RETRY_PAUSES_S", (0.0, 0.0))
+        monkeypatch.setattr(retry, "RETRY_PAUSES_S", (0.0, 0.0))
         with pytest.raises(SourceError, match=f"{path} cannot be read at byte 0: {os.strerror(code)}"):
             raw(path)
         assert len(tried) == tries
@@ -243,8 +244,9 @@ class TestFaultsOfTheMachine:
     def test_a_socket_is_no_file_and_no_fault_of_the_machine(self, tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(tmp_path / "a.jpg"))
-            with pytest.raises(SampleError, match="not a regular file"):
-                files.read_whole(str(tmp_path / "a.jpg"))
+            with pytest.raises(SampleError, match="not a regular file") as failure:
+                files.read_whole(str(tmp_path / "a.jpg"), 7)
+        assert (failure.value.index, failure.value.file) == (7, str(tmp_path / "a.jpg"))
 
 
 def test_the_fault_point_of_a_read_lies_in_its_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,6 +259,8 @@ def test_the_fault_point_of_a_read_lies_in_its_middle(tmp_path: Path, monkeypatc
         return original(descriptor, size, offset)
 
     monkeypatch.setattr(os, "pread", pread)
+    monkeypatch.setattr(files, "read_record", files.read_record)  # restores it
+    read_faults.install()
     monkeypatch.setattr(fault_points._State, "faults", (fault_points.Fault.parse("record half read:*:EIO"),))
     with pytest.raises(OSError, match="injected"):
         source[1]

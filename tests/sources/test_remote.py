@@ -17,6 +17,7 @@ pytest.importorskip("aiohttp")
 import fsspec
 
 from mploader import Loader, ShardShuffle
+from mploader._util import retry
 from mploader.errors import ResourceError, SourceError
 from mploader.sources import TarShards, TFRecordShards, remote
 from mploader.sources.choose_sampler import sampler_for
@@ -29,7 +30,7 @@ SHARDS, RECORDS = 4, 30
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "RETRY_PAUSES_S", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(retry, "RETRY_PAUSES_S", (0.01, 0.01, 0.01))
     return tmp_path / "cache" / "mploader" / "index"
 
 
@@ -116,7 +117,7 @@ def test_workers_read_urls_through_an_overloaded_server_and_lost_connections(sto
 def test_a_storage_that_stays_broken_is_an_error_and_no_bad_sample(storage: Storage) -> None:
     source = TFRecordShards(f"{storage.url}/*.tfrecord", raw=True)
     storage.failures = ["503"] * 4
-    with pytest.raises(OSError, match="failed 4 times, at last with ClientResponseError: 503") as told:
+    with pytest.raises(OSError, match="failed 4 times, the last time with ClientResponseError: 503") as told:
         source[0]
     assert told.value.filename == f"{storage.url}/0.tfrecord"
     assert names([source[0]]) == ["0:0000"]
@@ -143,7 +144,7 @@ def test_a_short_answer_is_asked_for_again_and_is_no_bad_sample(
     assert names([source[0]]) == ["0:0000"]
     assert not cuts
     cuts.extend([1] * 4)
-    with pytest.raises(OSError, match="failed 4 times, at last with ConnectionError: 2022 bytes came of") as told:
+    with pytest.raises(OSError, match="failed 4 times, the last time with ConnectionError: 2022 bytes came of") as told:
         source[1]
     assert told.value.errno == errno.EIO
 

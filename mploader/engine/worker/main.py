@@ -31,6 +31,10 @@ def main() -> None:
     faulthandler.register(STACKS_SIGNAL, all_threads=True, chain=False)
     fault_points.load()
     fault_points.enter(index, start)
+    if fault_points.is_set("record opened") or fault_points.is_set("record half read"):
+        from mploader.engine.worker import read_faults  # imports sources, which most workers with faults do not need
+
+        read_faults.install()
     channel = socket.socket(fileno=channel_fd)
     channel.setblocking(True)
     status = WorkerStatus(shared_memory.map_range(memory_fd, status_offset, STATUS_BYTES))
