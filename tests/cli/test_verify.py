@@ -130,7 +130,7 @@ def test_tar_shards(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [finding["file"] for finding in facts["findings"]] == [str(hostile)] * 2
     picture, refused = facts["findings"]
     assert (picture["index"], picture["byte"]) == (COUNT, 0)
-    assert "text beginning with 'no picture'" in picture["error"]
+    assert "text that begins with 'no picture'" in picture["error"]
     assert "is refused" in refused["error"]
 
 

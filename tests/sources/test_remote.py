@@ -144,7 +144,7 @@ def test_a_short_answer_is_asked_for_again_and_is_no_bad_sample(
     assert names([source[0]]) == ["0:0000"]
     assert not cuts
     cuts.extend([1] * 4)
-    with pytest.raises(OSError, match="failed 4 times, the last time with ConnectionError: 2022 bytes came of") as told:
+    with pytest.raises(OSError, match="failed 4 times, the last time with ConnectionError: expected 2023 bytes at byte 2023, got 2022") as told:
         source[1]
     assert told.value.errno == errno.EIO
 
