@@ -35,9 +35,7 @@ class _ApplyTo:
             index = self.key % len(sample)
             return (*sample[:index], self.transform(sample[index], rng), *sample[index + 1 :])
         if isinstance(sample, dict) and self.key in sample:
-            return {
-                key: self.transform(value, rng) if key == self.key else value for key, value in sample.items()
-            }
+            return {key: self.transform(value, rng) if key == self.key else value for key, value in sample.items()}
         if isinstance(sample, dict):
             given = f"a dict with the keys {', '.join(map(repr, sample))}"
         else:

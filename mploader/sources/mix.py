@@ -27,7 +27,7 @@ class Mix:
     neighbouring samples. With three or more no pattern can do that everywhere (see `mploader.sampling.mixture`): then
     any n neighbours are within two, and in most mixes within one.
 
-    A mix has no end: its indices go on beyond `len`, into the next epochs. So every sample of a source comes once before
+    A mix has no end: its indices go on beyond `len`, into the next epochs. Each sample of a source comes once before
     any is repeated; then the source starts again, in another random order if the loader shuffles. The proportions hold
     across epochs, and each sample is found in constant time.
 
@@ -135,9 +135,7 @@ class Mix:
     def _until_first_end(self) -> int:
         """Returns how many samples come before the first that would be beyond the end of its source."""
         pattern = mixture.pattern_of(self._weights)
-        return min(
-            int(pattern.places(part, np.array([len(source)]))[0]) for part, source in enumerate(self._sources)
-        )
+        return min(int(pattern.places(part, np.array([len(source)]))[0]) for part, source in enumerate(self._sources))
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Fingerprinted(Protocol):
     """Identifies its data. Called in the trainer when a position is saved or restored."""
 
     def fingerprint(self) -> str:
-        """Returns a short text that changes when the data changes: a hash, or several as ``"files 5a0c, labels 91e7"``."""
+        """Returns a short text that changes with the data: a hash, or several: ``"files 5a0c, labels 91e7"``."""
         ...
 
 
@@ -85,7 +85,7 @@ class Ordered(Protocol):
 
 @runtime_checkable
 class Changing(Protocol):
-    """Changes between epochs. Both methods are called in the trainer; workers get the source again for each epoch."""
+    """Changes between epochs. Both methods run in the trainer; workers get the source again for each epoch."""
 
     def begin_epoch(self) -> None:
         """Called when an epoch starts. Afterwards the source is sent to the workers."""

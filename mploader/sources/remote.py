@@ -24,7 +24,7 @@ from mploader.errors import SourceError
 from mploader.sources.base import FileState
 
 MIN_AHEAD, MAX_AHEAD = 1 << 16, 1 << 21  # bytes per request for a shard that is read in order
-_MAX_GAP = 1 << 20  # bytes that may be skipped: other workers read the batches between two of one worker
+_MAX_GAP = 1 << 20  # bytes that may be skipped: other workers read the batches between
 _IN_ORDER = 3  # forward reads in a row before reading ahead
 _MAX_OPEN = 32  # files per source whose last block is kept
 _BUSY = frozenset({408, 425, 429})  # HTTP statuses below 500 that may pass
@@ -162,9 +162,10 @@ def _read_range(url: str, start: int, stop: int) -> bytes:
     data = _with_retries(url, ask)
     if len(data) > stop - start:
         raise SourceError(
-            f"{url}: expected {stop - start} bytes, but the server sends {len(data)}, the whole file. Samples can only be "
-            "read from servers that support Range requests",
-            file=url, byte=start,
+            f"{url}: expected {stop - start} bytes, but the server sends {len(data)}, the whole file. Samples can only "
+            "be read from servers that support Range requests",
+            file=url,
+            byte=start,
         )
     return data
 
@@ -175,7 +176,9 @@ def _open(url: str) -> tuple[Any, str]:
     try:
         import fsspec
     except ModuleNotFoundError:
-        raise SourceError(f"{url} needs fsspec, which is not installed: pip install mploader[remote]", file=url) from None
+        raise SourceError(
+            f"{url} needs fsspec, which is not installed: pip install mploader[remote]", file=url
+        ) from None
     try:
         system, path = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:  # an unknown scheme, or one that needs another package

@@ -63,12 +63,15 @@ class Shards:
         self._offsets = table.offsets
         self._files = OpenFiles()
         if not len(self):
-            raise SourceError(f"{len(paths)} shards hold no {self._unit} at all, the first being {paths[0]}", file=paths[0])
+            raise SourceError(
+                f"{len(paths)} shards hold no {self._unit} at all, the first being {paths[0]}", file=paths[0]
+            )
         if self._damaged.sum() == len(self):
             raise SourceError(
                 f"not one {self._unit} can be read from {len(paths)} shards: they are damaged or of "
                 f"another format. In {paths[0]}: {self._why_unreadable(0)}",
-                file=paths[0], byte=0,
+                file=paths[0],
+                byte=0,
             )
 
     @classmethod
@@ -140,16 +143,17 @@ class Shards:
 
     def _unreadable(self, index: int, shard: int) -> SampleError:
         rest = int(self._sizes[shard] - self._offsets[index])
-        return self._error(
-            index, f"the rest of the shard, {rest} bytes, cannot be read: {self._why_unreadable(shard)}"
-        )
+        return self._error(index, f"the rest of the shard, {rest} bytes, cannot be read: {self._why_unreadable(shard)}")
 
     def _read(self, index: int, shard: int, offset: int, size: int) -> bytes:
         expected = FileState(int(self._sizes[shard]), int(self._mtimes_ns[shard]))
         try:
             return self._files.read(self._paths[shard], offset, size, expected)
         except FileNotFoundError as error:
-            raise self._error(index, "the shard was there when the source was made and is gone now. Restore it, or make the source again") from error
+            raise self._error(
+                index,
+                "the shard was there when the source was made and is gone now. Restore it, or make a new source",
+            ) from error
         except FileChangedError as error:
             raise self._changed(index, str(error)) from None
         except SourceError:
@@ -217,4 +221,6 @@ def refuse_compressed(path: str, start: bytes, remedy: str) -> None:
             zlib.decompressobj().decompress(start)
             name = "zlib"
     if name is not None:
-        raise SourceError(f"{path} is compressed with {name}, so its samples cannot be read in any order. {remedy}", file=path)
+        raise SourceError(
+            f"{path} is compressed with {name}, so its samples cannot be read in any order. {remedy}", file=path
+        )

@@ -78,7 +78,9 @@ class TarShards(Shards):
                     f"{member.name!r} at byte {member.start} is refused: {member.problem}.",
                 )
             if sample.setdefault("__key__", key) != key:
-                raise self._error(index, "the shard was replaced after the source was made: another sample starts here now")
+                raise self._error(
+                    index, "the shard was replaced after the source was made: another sample starts here now"
+                )
             extension = member.name[len(key) + 1 :].lower()
             if extension in sample:
                 raise self._error(index, f"sample {key!r} has two files that end in {extension!r}")

@@ -123,7 +123,7 @@ def _extended(read: Read, start: int, end: int) -> tuple[_Extended, int, bytes]:
         if total > MAX_EXTENDED_BYTES:
             raise TarDamageError(start, f"extended headers take over {MAX_EXTENDED_BYTES} bytes, the maximum")
         if size > end - position - BLOCK:
-            raise TarDamageError(start, "the archive ends within an extended header: the archive has been cut")
+            raise TarDamageError(start, "the archive ends within an extended header: it has been cut")
         content = read(position + BLOCK, size)
         if kind == _LONG_NAME:
             extended.name = _text(content)
@@ -135,7 +135,7 @@ def _extended(read: Read, start: int, end: int) -> tuple[_Extended, int, bytes]:
 def _apply_pax(extended: _Extended, values: dict[str, str], is_global: bool, start: int) -> None:
     if is_global:
         if {"path", "size"} & values.keys():
-            raise TarDamageError(start, "a global header sets the name or size of all members, which no tar program writes")
+            raise TarDamageError(start, "a global header sets the name or size of all members, as no tar program does")
         return
     extended.name = values.get("path") or extended.name
     extended.sparse |= any(key.startswith("GNU.sparse.") for key in values)
@@ -169,7 +169,7 @@ def _checked_size(header: bytes, start: int, bytes_left: int) -> int:
         # Some old programs summed signed bytes.
         signed = total - 256 * sum(byte > 127 for byte in header[:148] + header[156:])
         if checksum != signed:
-            raise TarDamageError(start, "the checksum of a header is wrong: it is damaged, or the file is not a tar archive")
+            raise TarDamageError(start, "the checksum of a header is wrong: it is damaged, or this is not a tar file")
     size = _number(header[124:136])
     if size is None or size > _MAX_SIZE:
         raise TarDamageError(start, "the size field of a header is not a number")
@@ -236,6 +236,4 @@ def _after_sparse_headers(read: Read, header: bytes, position: int, end: int) ->
 def _check_end(read: Read, position: int, end: int) -> None:
     """Checks that only zeros follow the end mark. Tar programs silently ignore other data there."""
     if end - position > _MAX_PADDING or any(read(position, end - position)):
-        raise TarDamageError(
-            position, f"an end mark is followed by {end - position} bytes that are not only padding"
-        )
+        raise TarDamageError(position, f"an end mark is followed by {end - position} bytes that are not only padding")

@@ -48,7 +48,7 @@ def header_problem(header: bytes, bytes_left: int) -> str | None:
         return f"expected at least {FRAME_BYTES} bytes for a record, got {bytes_left}. The shard has been cut."
     length, checksum = _LENGTH_AND_CRC.unpack(header)
     if masked_crc32c(header[:8]) != checksum:
-        return f"the checksum of the length field ({length}) is wrong. It is damaged, or the file is not a TFRecord shard."
+        return f"the checksum of the length field ({length}) is wrong. It is damaged, or this is not a TFRecord shard."
     if length > bytes_left - FRAME_BYTES:
         return f"expected a record of {length} bytes, got {bytes_left - FRAME_BYTES}. The shard has been cut."
     return None
@@ -108,8 +108,8 @@ class TFRecordShards(Shards):
         if length != len(record) - FRAME_BYTES or masked_crc32c(record[:8]) != _CRC.unpack(record[8:12])[0]:
             raise self._error(
                 index,
-                f"expected a record of {len(record) - FRAME_BYTES} bytes, but its length field says {length}. The field "
-                "is damaged, or the shard was replaced after the source was made.",
+                f"expected a record of {len(record) - FRAME_BYTES} bytes, but its length field says {length}. The "
+                "field is damaged, or the shard was replaced after the source was made.",
             )
         data = record[HEADER_BYTES:-4]
         if masked_crc32c(data) != _CRC.unpack(record[-4:])[0]:
