@@ -108,13 +108,13 @@ class _FolderIndex:
             if rows[row] >= 0:
                 _refuse_cut(self._path(names[row]), known, int(rows[row]), new, self._index_paths)
         everything = ShardTable.joined([known, ShardTable.of([names[row] for row in stale], fresh)])
-        wanted_rows = rows.copy()
-        wanted_rows[stale] = len(known.names) + np.arange(len(stale))
-        wanted = everything.take(wanted_rows)
+        requested_rows = rows.copy()
+        requested_rows[stale] = len(known.names) + np.arange(len(stale))
+        requested = everything.take(requested_rows)
         if save_index:
             others = self._others(known, rows)
-            self._save(wanted if not len(others) else everything.take(np.concatenate([wanted_rows, others])))
-        return wanted
+            self._save(requested if not len(others) else everything.take(np.concatenate([requested_rows, others])))
+        return requested
 
     def _path(self, name: str) -> str:
         return os.path.join(self._folder, name)
