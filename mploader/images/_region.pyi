@@ -1,8 +1,6 @@
 from mploader.images.geometry import Pixels
 
-def decode(
-    data: bytes, eighths: int, top: int, left: int, height: int, width: int, pixels: Pixels, /
-) -> None:
+def decode(data: bytes, eighths: int, top: int, left: int, height: int, width: int, pixels: Pixels, /) -> None:
     """Decodes a rectangle of a JPEG of 1 or 3 components, and no more than it needs. Releases Python's lock.
 
     Args:

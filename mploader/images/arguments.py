@@ -67,6 +67,4 @@ def check_out(out: Any, height: int, width: int) -> None:
         or not out.flags.writeable
     ):
         given = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
-        raise ArgumentError(
-            f"out: expected a writable, C-contiguous uint8 array {(height, width, 3)}, got {given}"
-        )
+        raise ArgumentError(f"out: expected a writable, C-contiguous uint8 array {(height, width, 3)}, got {given}")

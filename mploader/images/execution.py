@@ -102,9 +102,7 @@ def _render_jpeg(
     height, width = header.height, header.width
     if turn is geometry.ORIENTATIONS[1]:
         view = framing(height, width)
-        return resize(
-            jpeg.decode_box(data, header, view.box, view.height, view.width), view.height, view.width, out
-        )
+        return resize(jpeg.decode_box(data, header, view.box, view.height, view.width), view.height, view.width, out)
     shown_height, shown_width = (width, height) if turn.transpose else (height, width)
     view = turn.stored(framing(shown_height, shown_width), shown_height, shown_width)
     stored = resize(jpeg.decode_box(data, header, view.box, view.height, view.width), view.height, view.width)
@@ -120,9 +118,7 @@ def _render_pixels(pixels: Pixels, framing: Framing, out: Pixels | None) -> Pixe
 def _as_rgb(pixels: Pixels) -> Pixels:
     """Returns an image array as (height, width, 3), grayscale repeated into the three channels."""
     if pixels.dtype != np.uint8:
-        raise SampleError(
-            f"image array: expected uint8, got {pixels.dtype}. Crop and resize before normalising"
-        )
+        raise SampleError(f"image array: expected uint8, got {pixels.dtype}. Crop and resize before normalising")
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:

@@ -159,9 +159,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
         if marker in _WITHOUT_LENGTH:
             continue
         if marker in (0xD9, 0xDA):
-            raise SampleError(
-                f"JPEG of {len(data):,} bytes: no frame header before byte {position:,} (corrupt)"
-            )
+            raise SampleError(f"JPEG of {len(data):,} bytes: no frame header before byte {position:,} (corrupt)")
         length = int.from_bytes(data[position : position + 2], "big")
         if marker in _START_OF_FRAME:
             break

@@ -104,9 +104,7 @@ def _whole(header: JpegHeader, eighths: int) -> Box:
     return Box(0, 0, -(-header.height * eighths // 8), -(-header.width * eighths // 8))
 
 
-def _decode(
-    data: bytes, header: JpegHeader, eighths: int, *, colours: str = "RGB", fast_dct: bool = False
-) -> Pixels:
+def _decode(data: bytes, header: JpegHeader, eighths: int, *, colours: str = "RGB", fast_dct: bool = False) -> Pixels:
     """Decodes; harmless warnings are ignored."""
 
     def attempt(strict: bool) -> Pixels:

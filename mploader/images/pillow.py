@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def decode(
-    data: bytes, kind: str, mode: str = "RGB", *, max_pixels: int, apply_exif_orientation: bool
-) -> Pixels:
+def decode(data: bytes, kind: str, mode: str = "RGB", *, max_pixels: int, apply_exif_orientation: bool) -> Pixels:
     """Decodes the first frame of an image.
 
     Args:

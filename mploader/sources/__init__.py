@@ -1,21 +1,24 @@
-"""Where samples come from: image folders, TFRecord shards, tar shards, or any sequence.
+"""Sources of samples: image folders, TFRecord shards, tar shards, or any sequence.
 
-======================  =============================================================================
-`protocols`             what a source is, and what else it may offer
-`base`                  names packed in arrays; the state of a file
-`files`                 the only code that opens data files
-`remote`                files behind URLs, through fsspec
-`patterns`              from globs to files
-`image_folder`          a class per sub-folder
-`shard_table`, `index`  where the samples of a shard start, kept beside the shards
-`shards`                what sources of shards share
-`tfrecord`, `example`   TFRecord framing; `tf.train.Example`
-`tfrecord_write`        the writer, for tests, `mploader synth` and conversions
-`tar`, `tar_format`     the layout of WebDataset; members of an archive
-`algebra`               sources made of others: one behind the other, a part, with changed samples
-`mix`                   several in fixed proportions
-`recognise`             from a path to the source that reads it
-======================  =============================================================================
+==========================  =========================================================================
+`protocols`                 what a source is, and what else it may offer
+`base`                      names packed in arrays; the state of a file
+`files`, `open_files`       opening and reading; the files that a source keeps open
+`remote`                    files behind URLs, through fsspec
+`file_patterns`             from globs to files
+`image_folder`              one class per sub-folder
+`labelled_files`            the files and labels of `image_dataset_from_directory`
+`scanner`                   the pass over a shard that indexes it
+`shard_table`, `index`      where the samples of each shard start, kept in one file per folder and kind
+`shards`                    what sources of shards share
+`tfrecord`, `tf_example`    TFRecord framing; `tf.train.Example`
+`tfrecord_write`            the writer, for tests, `mploader synth` and conversions
+`tar`, `tar_format`         the layout of WebDataset; members of an archive
+`combinators`, `mix`        sources made of others; several in fixed proportions
+`lengths`, `pydataset`      lengths for batches of similar ones; the batches of a `PyDataset`
+`fingerprint`               hashes that recognise the data of a source
+`detect`                    from a path to the source that reads it
+==========================  =========================================================================
 """
 
 from __future__ import annotations

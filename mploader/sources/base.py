@@ -1,4 +1,4 @@
-"""Small things that every source of this package shares."""
+"""What every source of this package needs: checks of an index, packed file names, the state of a file."""
 
 from __future__ import annotations
 
@@ -19,24 +19,27 @@ Pattern = PathLike | Sequence[PathLike]
 
 @dataclass(frozen=True)
 class FileState:
-    """By which a changed file is recognised."""
+    """Size and time of change of a file, by which a change is noticed."""
 
     size: int  # bytes
     mtime_ns: int  # of a remote file: a hash of its version
 
 
 def checked_index(index: int, length: int) -> int:
-    """`index` counted from the front, as a sequence of `length` samples reads it; IndexError outside."""
-    position = operator.index(index)
-    if position < 0:
-        position += length
-    if not 0 <= position < length:
-        raise IndexError(f"sample {operator.index(index)} of a source of {length} samples")
-    return position
+    """Returns a sample index as a number from 0; negative ones count from the end.
+
+    Raises:
+        IndexError: it is outside a source of `length` samples.
+    """
+    number = operator.index(index)
+    from_start = number + length if number < 0 else number
+    if not 0 <= from_start < length:
+        raise IndexError(f"sample {number} of a source of {length} samples")
+    return from_start
 
 
 class PackedStrings(Sequence[str]):
-    """File names as an array of bytes and one of offsets: a million files are no million objects."""
+    """File names in two arrays, of bytes and of offsets, instead of one object per name."""
 
     __slots__ = ("_bytes", "_offsets")
 
@@ -46,7 +49,7 @@ class PackedStrings(Sequence[str]):
 
     @classmethod
     def of(cls, strings: Iterable[str]) -> PackedStrings:
-        """Packs `strings`, which may be any file names, undecodable ones included."""
+        """Packs file names, including undecodable ones."""
         encoded = [os.fsencode(string) for string in strings]
         offsets = np.zeros(len(encoded) + 1, np.int64)
         np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)), out=offsets[1:])
@@ -54,12 +57,12 @@ class PackedStrings(Sequence[str]):
 
     @property
     def blob(self) -> npt.NDArray[np.uint8]:
-        """All names without anything between them, uint8."""
+        """The bytes of all names, one after the other, uint8."""
         return self._bytes
 
     @property
     def offsets(self) -> Int64Array:
-        """Where each name starts in `blob`, and one more: its length. int64, shape (len + 1,)."""
+        """Where each name starts in `blob`, and the length of `blob`. int64, shape (len + 1,)."""
         return self._offsets
 
     def __len__(self) -> int:
@@ -74,8 +77,8 @@ class PackedStrings(Sequence[str]):
     def __getitem__(self, index: int | slice, /) -> str | list[str]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        position = checked_index(index, len(self))
-        return os.fsdecode(self._bytes[self._offsets[position] : self._offsets[position + 1]].tobytes())
+        row = checked_index(index, len(self))
+        return os.fsdecode(self._bytes[self._offsets[row] : self._offsets[row + 1]].tobytes())
 
     def __iter__(self) -> Iterator[str]:
         blob, offsets = self._bytes.tobytes(), self._offsets.tolist()

@@ -1,6 +1,6 @@
-"""Sources made of other sources: one behind the other, a part of one, or with another look of its samples.
+"""Sources made of other sources: one after the other, a part of one, or one with changed samples.
 
-They hold their parts and a few numbers; samples are read from the parts when they are asked for. `len`, `repr`,
+They keep their parts and a few numbers; samples are read from the parts on demand. `len`, `repr`,
 `where(index)` and `fingerprint()` work through all of them, however deep, and so does pickling.
 """
 
@@ -25,7 +25,7 @@ from mploader.sources.protocols import Ordered, Source, is_endless, where_is
 
 
 def combined_fingerprint(*parts: Any) -> str:
-    """A hash of sources and plain values. A source of which nothing is known counts with its type and length."""
+    """Hashes sources and plain values. A source without a fingerprint counts with its type and length."""
     texts = []
     for part in parts:
         if isinstance(part, (str, bytes, tuple)) or not hasattr(part, "__getitem__"):
@@ -36,10 +36,10 @@ def combined_fingerprint(*parts: Any) -> str:
 
 
 def checked_source(source: Any) -> Any:
-    """A part of another source, which has samples by number.
+    """Returns a part of another source.
 
     Raises:
-        ArgumentError: it has none.
+        ArgumentError: it is not a source, or has no samples.
     """
     if not isinstance(source, Source):
         raise ArgumentError(f"expected a source, with __len__ and __getitem__(int), got a {type(source).__name__}")
@@ -49,25 +49,25 @@ def checked_source(source: Any) -> Any:
 
 
 class Concat:
-    """Sources one behind the other: sample 0 is that of the first source, and so on.
+    """Sources one after the other: sample 0 is that of the first source, and so on.
 
-    Shuffling goes over all samples of all parts. For fixed proportions see `Mix`.
+    Shuffling includes all samples of all parts. For fixed proportions see `Mix`.
 
     Args:
-        sources: at least one; each with samples.
+        sources: at least one, none of them empty.
 
     Raises:
-        ArgumentError: there is none, or one of them is no source or has no samples.
+        ArgumentError: there is no source, or one of them is not a source or has no samples.
     """
 
     def __init__(self, sources: Sequence[Any]):
         try:
             parts = iter(sources)
         except TypeError:
-            raise ArgumentError(f"Concat: sources={sources!r}: wanted is a list of sources") from None
+            raise ArgumentError(f"Concat: sources={sources!r}: expected a list of sources") from None
         self._sources = tuple(checked_source(source) for source in parts)
         if not self._sources:
-            raise ArgumentError("Concat([]): name at least one source")
+            raise ArgumentError("Concat([]): expected at least one source")
         self._starts: Int64Array = np.concatenate([[0], np.cumsum([len(source) for source in self._sources])])
 
     @property
@@ -84,37 +84,42 @@ class Concat:
         return int(self._starts[-1])
 
     def __getitem__(self, index: int, /) -> Any:
-        """The sample with this number; IndexError outside, else what the part raises."""
+        """Returns a sample.
+
+        Raises:
+            IndexError: the index is outside the source.
+            Exception: from the part.
+        """
         source, inside = self._locate(index)
         return source[inside]
 
     def where(self, index: int) -> Location:
-        """What the part says of the sample."""
+        """Returns the location of a sample, as the part states it."""
         return where_is(*self._locate(index))
 
     def fingerprint(self) -> str:
-        """A hash of the parts' fingerprints, in order."""
+        """Hashes the parts' fingerprints, in order."""
         return combined_fingerprint("Concat", *self._sources)
 
     def __repr__(self) -> str:
         return f"Concat of {len(self._sources)} sources, {len(self)} samples: [{', '.join(map(short, self._sources))}]"
 
     def _locate(self, index: int) -> tuple[Any, int]:
-        position = checked_index(index, len(self))
-        place = int(np.searchsorted(self._starts, position, side="right")) - 1
-        return self._sources[place], position - int(self._starts[place])
+        index = checked_index(index, len(self))
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._sources[part], index - int(self._starts[part])
 
 
 class Subset:
-    """Some samples of a source, in any order; one may come several times.
+    """Some samples of a source, in any order, also repeated.
 
     Args:
-        source: the whole.
-        indices: a slice, a range, a mask (bool, one for each sample), or sample numbers; negative ones count from the
-            end. Slices and ranges take no memory, others 8 bytes a sample.
+        source: the source of all samples.
+        indices: a slice, a range, a mask (bool, one for each sample), or sample indices; negative ones count from the
+            end. Slices and ranges take no memory, others 8 bytes per sample.
 
     Raises:
-        ArgumentError: nothing is left, the indices are neither, or a number is outside of the source.
+        ArgumentError: no sample is chosen, the indices are of another type, or one is outside the source.
     """
 
     def __init__(self, source: Any, indices: slice | range | npt.ArrayLike):
@@ -125,10 +130,10 @@ class Subset:
 
     @property
     def shard_sizes(self) -> Int64Array:
-        """The samples chosen of each shard.
+        """The number of chosen samples in each shard, int64 (shards,).
 
         Raises:
-            AttributeError: the source has no shards, or the samples are not in their order.
+            AttributeError: the source has no shards, or the indices do not ascend.
         """
         indices = np.asarray(self._indices, np.int64)
         if (np.diff(indices) < 0).any():
@@ -140,15 +145,20 @@ class Subset:
         return len(self._indices)
 
     def __getitem__(self, index: int, /) -> Any:
-        """The sample with this number in the subset; IndexError outside, else what the source raises."""
+        """Returns a sample of the subset.
+
+        Raises:
+            IndexError: the index is outside the subset.
+            Exception: from the source.
+        """
         return self._source[self._inside(index)]
 
     def where(self, index: int) -> Location:
-        """What the source says of the sample."""
+        """Returns the location of a sample, as the source states it."""
         return where_is(self._source, self._inside(index))
 
     def fingerprint(self) -> str:
-        """A hash of the source's fingerprint and the chosen samples."""
+        """Hashes the source's fingerprint and the chosen indices."""
         chosen = self._indices
         facts = repr(chosen) if isinstance(chosen, range) else hashlib.sha256(chosen.tobytes()).hexdigest()
         return combined_fingerprint("Subset", self._source, facts)
@@ -161,19 +171,19 @@ class Subset:
 
 
 class Map:
-    """A source with each sample changed by a cheap function, or found under other numbers.
+    """A source with each sample changed by a cheap function, or with other indices.
 
     The function runs where the sample is read, before the loader's transform, and gets no random numbers. It must be
-    the same in every process: its name, not its code, is part of the fingerprint.
+    the same in every process: the fingerprint contains its name, not its code.
 
     Args:
         source: the samples.
-        function: ``sample -> sample``. None: as they are.
-        index: ``number here -> number in the source``, both from 0, for an order that a formula gives.
-        length: samples here, with ``index``. None: as many as the source has.
+        function: ``sample -> sample``. None: samples are not changed.
+        index: ``index here -> index in the source``, both from 0, for an order that a formula gives.
+        length: number of samples here, with ``index``. None: as many as in the source.
 
     Raises:
-        ArgumentError: an argument cannot be meant.
+        ArgumentError: an argument is invalid.
     """
 
     def __init__(
@@ -187,11 +197,11 @@ class Map:
         self._source = checked_source(source)
         for name, value in (("function", function), ("index", index)):
             if value is not None and not callable(value):
-                raise ArgumentError(f"Map: {name}={value!r} cannot be called")
+                raise ArgumentError(f"Map: {name}={value!r}: expected a callable")
         if length is not None:
             whole_number("Map: length", length, 1)
             if index is None:
-                raise ArgumentError(f"Map: length={length!r} is for use with index=")
+                raise ArgumentError(f"Map: length={length!r}: expected with index=")
         self._function = function
         self._index = index
         self._length = length
@@ -200,34 +210,43 @@ class Map:
 
     @property
     def shard_sizes(self) -> Int64Array:
-        """The shards of the source; AttributeError where it has none, or numbers differ."""
+        """The number of samples in each shard of the source.
+
+        Raises:
+            AttributeError: the source has no shards, or ``index`` is given.
+        """
         if self._index is not None:
-            raise AttributeError("a Map with other numbers has no shards")
+            raise AttributeError("a Map with index= has no shards")
         return np.asarray(self._source.shard_sizes, np.int64)
 
     @property
     def is_endless(self) -> bool:
-        """Whether numbers beyond the length mean further samples, as in a `Mix`."""
+        """Whether indices beyond the length mean further samples, as in a `Mix`."""
         return self._index is None and is_endless(self._source)
 
     def __len__(self) -> int:
         return len(self._source) if self._length is None else operator.index(self._length)
 
     def __getitem__(self, index: int, /) -> Any:
-        """The changed sample with this number; IndexError outside, else what source or function raise."""
+        """Returns a changed sample.
+
+        Raises:
+            IndexError: the index is outside the source.
+            Exception: from the source or the function.
+        """
         sample = self._source[self._inside(index)]
         return sample if self._function is None else self._function(sample)
 
     def __iter__(self) -> Iterator[Any]:
-        """The samples of one epoch, also where the numbers of the source have no end."""
+        """Iterates over the samples of one epoch, also of an endless source."""
         return (self[index] for index in range(len(self)))
 
     def where(self, index: int) -> Location:
-        """What the source says of the sample."""
+        """Returns the location of a sample, as the source states it."""
         return where_is(self._source, self._inside(index))
 
     def fingerprint(self) -> str:
-        """A hash of the source's fingerprint and the names of the functions."""
+        """Hashes the source's fingerprint and the names of the functions."""
         return combined_fingerprint("Map", self._source, _name(self._function), _name(self._index), len(self))
 
     def __repr__(self) -> str:
@@ -235,12 +254,12 @@ class Map:
         return f"Map({functions}) of {short(self._source)}"
 
     def _inside(self, index: int) -> int:
-        position = operator.index(index) if self.is_endless else checked_index(index, len(self))
-        return position if self._index is None else self._index(position)
+        checked = operator.index(index) if self.is_endless else checked_index(index, len(self))
+        return checked if self._index is None else self._index(checked)
 
 
 def short(source: Any) -> str:
-    """A source in a few words: its own representation where it has one of this package's, else type and length."""
+    """Describes a source briefly: by its own representation if it is of this package, else by type and length."""
     if type(source).__module__.startswith("mploader"):
         text = repr(source)
         return text if len(text) <= 200 else f"{text[:200]}..."
@@ -268,14 +287,14 @@ def _chosen(indices: slice | range | npt.ArrayLike, length: int) -> range | Int6
         return np.zeros(0, np.int64)
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
         raise ArgumentError(
-            f"Subset: indices of shape {numbers.shape} and dtype {numbers.dtype}; wanted are whole numbers, or one "
-            f"truth value for each of the {length} samples"
+            f"Subset: indices: expected integers (n,), or one bool for each of the {length} samples, got shape "
+            f"{numbers.shape}, dtype {numbers.dtype}"
         )
     outside = numbers[(numbers < -length) | (numbers >= length)]
     if outside.size:
         raise ArgumentError(
-            f"Subset: {outside.size} of the indices, the first of them {outside[0]}, are outside of the {length} "
-            f"samples: wanted are numbers from {-length} to {length - 1}"
+            f"Subset: {outside.size} of the indices, the first of them {outside[0]}, are outside the {length} "
+            f"samples: expected {-length} to {length - 1}"
         )
     numbers = numbers.astype(np.int64)
     return np.where(numbers < 0, numbers + length, numbers)

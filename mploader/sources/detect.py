@@ -16,18 +16,17 @@ from mploader.sources.tfrecord import HEADER_BYTES, TFRecordShards, header_probl
 
 
 def open_source(path: PathLike, *, rebuild: bool = False, save_index: bool = True) -> Source:
-    """Opens what lies at `path`: TFRecord shards, tar shards or an image folder.
+    """Opens TFRecord shards, tar shards or an image folder.
 
-    A folder with ``*.tfrecord`` or ``*.tar`` files directly in it holds shards, any other one is an image
-    folder. Files and globs are told by their names, and where these say nothing by the first bytes of the
-    first file.
+    A folder with ``*.tfrecord`` or ``*.tar`` files directly in it holds shards, any other folder is an image
+    folder. The kind of other files is known from their names, or else from their first bytes.
 
     Args:
         path: a folder, a file or a glob.
         rebuild, save_index: as in `TFRecordShards` and `TarShards`.
 
     Raises:
-        SourceError: nothing is there, or it is none of these, or shards of both kinds.
+        SourceError: the path does not exist, is none of these, or holds shards of both kinds.
     """
     text = os.fspath(path)
     kinds = {_kind(name, text) for name in _shard_names(text)} - {None}
@@ -36,23 +35,24 @@ def open_source(path: PathLike, *, rebuild: bool = False, save_index: bool = Tru
     if kinds == {"tar"}:
         return TarShards(text, rebuild=rebuild, save_index=save_index)
     if kinds:
-        raise SourceError(f"{text} holds both TFRecord and tar shards: name one kind, as in {_example(text)}")
+        raise SourceError(f"{text} holds both TFRecord and tar shards. Name one kind: {_example(text)}", file=text)
     if os.path.isdir(text):
         return ImageFolder(text)
     raise SourceError(
         f"{text} is neither TFRecord nor tar, by its name and by its first bytes. mploader reads folders of images "
-        "(one sub-folder a class), uncompressed TFRecord shards and uncompressed tar shards."
+        "(one sub-folder per class), uncompressed TFRecord shards and uncompressed tar shards.",
+        file=text,
     )
 
 
 def open_each(path: PathLike) -> tuple[Source | None, dict[str, SourceError]]:
-    """Opens shards of which some cannot be opened: the others, and what is wrong with these.
+    """Opens shards of which some may be unreadable.
 
     Returns:
-        A source of the shards that can be opened, None if there is none; and the error of each other file.
+        A source of the shards that can be opened, or None; and the error of each other file.
 
     Raises:
-        SourceError: nothing is there, or it is no shards.
+        SourceError: the path does not exist, or does not hold shards.
     """
     text = os.fspath(path)
     good: dict[type[TFRecordShards] | type[TarShards], list[str]] = {}
@@ -66,12 +66,12 @@ def open_each(path: PathLike) -> tuple[Source | None, dict[str, SourceError]]:
         assert isinstance(source, (TFRecordShards, TarShards))
         good.setdefault(type(source), []).append(name)
     if not refused or len(good) > 1:
-        open_source(text)  # it is not the shards one by one
+        open_source(text)  # raises what is wrong with all of them together
     return next((kind(files) for kind, files in good.items()), None), refused
 
 
 def _shard_names(path: str) -> list[str]:
-    """The files that may be shards."""
+    """Returns the files that may be shards."""
     if not os.path.isdir(path):
         return expand(path, ())
     with os.scandir(path) as entries:

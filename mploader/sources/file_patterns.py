@@ -1,4 +1,4 @@
-"""From patterns to the files that they mean."""
+"""Expansion of patterns to files."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ _NAMES_SHOWN = 5
 
 
 def expand(pattern: Pattern, endings: Sequence[str]) -> list[str]:
-    """The files that `pattern` means: each once, in the order of the patterns and sorted within one.
+    """Returns the files that match: each once, in the order of the patterns and sorted within one.
 
     Args:
         pattern: a path, a glob (``*``, ``?``, ``[...]``, ``**``), a URL of either, or a list of them. Braces stand for
             several patterns, as in WebDataset: ``{000..099}`` counts, ``{a,b}`` lists. A path that exists
-            is taken as it is, whatever characters it holds. A folder stands for the files directly in it
-            that `endings` fit.
+            is taken as it is, whatever characters it holds. A folder stands for the files directly in it that
+            match `endings`.
         endings: globs of file names, for folders.
 
     Raises:
-        SourceError: a pattern that matches no file, with the folder that comes nearest and what is in it.
+        ArgumentError: `pattern` is not a path or a list of paths.
+        SourceError: a pattern matches no file; the message lists the nearest folder that exists.
     """
     patterns = [pattern] if isinstance(pattern, (str, os.PathLike)) else pattern
     if not isinstance(patterns, (list, tuple)) or not all(isinstance(item, (str, os.PathLike)) for item in patterns):
-        raise ArgumentError(f"pattern={pattern!r}: wants a path, a glob, or a list of them")
+        raise ArgumentError(f"pattern={pattern!r}: expected a path, a glob, or a list of them")
     if not patterns:
-        raise SourceError("an empty list of patterns: name at least one file or glob")
+        raise SourceError("pattern: expected at least one path or glob, got an empty list")
     files: dict[str, None] = {}
     for given in [os.fspath(item) for item in patterns]:
         for single in [given] if os.path.lexists(given) else _braces(given):
@@ -52,15 +53,17 @@ def _matches(pattern: str, endings: Sequence[str]) -> list[str]:
     if os.path.isdir(pattern):
         matches = [path for ending in endings for path in glob.glob(os.path.join(glob.escape(pattern), ending))]
         if not (matches := sorted(set(matches))):
-            raise SourceError(f"{pattern} is a folder without files named {' or '.join(endings)}. {_nearby(pattern)}")
+            raise SourceError(
+                f"{pattern} is a folder without files named {' or '.join(endings)}. {_nearby(pattern)}", file=pattern
+            )
         return matches
     if os.path.lexists(pattern):
         return [pattern]
     found = glob.glob(pattern, recursive=True)
     matches = sorted(path for path in found if not path.endswith(INDEX_SUFFIX) and not os.path.isdir(path))
     if not matches:
-        folders = f" It matches {len(found)} folders, which are no shards." if found else ""
-        raise SourceError(f"no file matches {pattern!r}.{folders} {_nearby(pattern)}")
+        folders = f" It matches {len(found)} folders, which are not shards." if found else ""
+        raise SourceError(f"no file matches {pattern!r}.{folders} {_nearby(pattern)}", file=pattern)
     return matches
 
 
@@ -80,13 +83,13 @@ def _alternatives(whole: str, inside: str) -> list[str]:
         return inside.split(",") if "," in inside else [whole]
     first, last = int(counting[1]), int(counting[2])
     if last < first or last - first >= _MAX_EXPANDED:
-        raise SourceError(f"{whole} counts from {first} to {last}: write the smaller number first")
+        raise SourceError(f"{whole}: expected the smaller number first, and fewer than {_MAX_EXPANDED:,} files")
     width = len(counting[1]) if counting[1].startswith("0") else 0
     return [str(number).zfill(width) for number in range(first, last + 1)]
 
 
 def _nearby(pattern: str) -> str:
-    """What is in the innermost folder of `pattern` that exists: usually shows the typing error."""
+    """Lists the innermost folder of `pattern` that exists, which usually shows the typing error."""
     folder = pattern
     while folder and not os.path.isdir(folder):
         parent = os.path.dirname(folder)

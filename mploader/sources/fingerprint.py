@@ -1,7 +1,7 @@
-"""What tells the data of a source from others of the same number, in bounded time.
+"""Fingerprints: recognise the data of a source, in bounded time.
 
-A fingerprint is a short text: one hash, or several with a word before each of what it is of, as in
-``"files 5a0c..., labels 91e7..."``, so that a message can say which of them differ.
+A fingerprint is a short text: one hash, or several with a word before each, as in ``"files 5a0c..., labels 91e7..."``,
+so that a message can say which of them differ.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import numpy as np
 from mploader.sources.protocols import Fingerprinted
 
 ARRAY_BYTES = 1 << 24
-"""So much of an array is hashed: all of a smaller one, otherwise blocks from its start to its end."""
+"""Bytes of an array that are hashed: all of a smaller one, otherwise blocks from its start to its end."""
 ARRAY_BLOCKS = 256
 ITEMS = 1 << 16
-"""So many items of a list are hashed: all of a shorter one, otherwise every n-th."""
+"""Items of a list that are hashed: all of a shorter one, otherwise every n-th."""
 ITEM_BYTES = 1 << 10
-"""The start of a text, of bytes or of an array in a list that is hashed, besides its length."""
+"""Bytes of each text, bytes or array in a list that are hashed, with its length."""
 NESTING = 3
-"""Lists in lists are looked into so deep."""
+"""Depth to which lists in lists are hashed."""
 
 
 def fingerprint_of(source: Any) -> str | None:
-    """The fingerprint that a source states itself, or a hash of an array, a range or a list. None: nothing is known.
+    """Returns the source's own fingerprint, or a hash of an array, a range or a list; None for other sources.
 
     Args:
-        source: of lists and tuples all items are seen that are text, bytes, numbers, arrays, or tuples and lists of
-            these; of others only the type.
+        source: items of lists and tuples count with their values if they are text, bytes, numbers, arrays, or lists
+            and tuples of these; others count with their type.
     """
     if isinstance(source, Fingerprinted):
         return str(source.fingerprint())
@@ -40,7 +40,7 @@ def fingerprint_of(source: Any) -> str | None:
 
 
 def hash_of(*values: Any) -> str:
-    """A hash of arrays, lists and plain values, 16 hexadecimal digits."""
+    """Hashes arrays, lists and plain values to 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for value in values:
         if isinstance(value, np.ndarray) and not value.dtype.hasobject:
@@ -68,7 +68,7 @@ def _dtype(array: np.ndarray[Any, Any]) -> Any:
 
 
 def _add(digest: Any, value: Any, items: int, nesting: int) -> None:
-    """Adds a value with its type and length, so that neighbours cannot be taken for each other."""
+    """Adds a value with its type and length, so that the values after it cannot be mistaken for its own."""
     kind = type(value).__name__
     if isinstance(value, (str, bytes)):
         start = value[:ITEM_BYTES]
@@ -88,5 +88,5 @@ def _add(digest: Any, value: Any, items: int, nesting: int) -> None:
 def _add_items(digest: Any, values: Sequence[Any] | np.ndarray[Any, Any], items: int, nesting: int) -> None:
     digest.update(f"{type(values).__name__} {len(values)} ".encode())
     if nesting:
-        for place in range(0, len(values), -(-len(values) // items) or 1):
-            _add(digest, values[place], ITEM_BYTES, nesting - 1)
+        for index in range(0, len(values), -(-len(values) // items) or 1):
+            _add(digest, values[index], ITEM_BYTES, nesting - 1)

@@ -1,4 +1,4 @@
-"""Photographs in folders, one folder a class."""
+"""Images in folders, one folder per class."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _SCAN_THREADS = 16  # listing waits on the storage, not on the CPU
 class ImageFolder:
     """Image files with a class per sub-folder. A sample is ``(data, label)``: the encoded bytes and an int.
 
-    Classes are the sub-folders in sorted order, those whose name starts with a dot left out; a class holds
+    Classes are the sub-folders in sorted order, except those whose name starts with a dot. A class holds
     the files of its folder and all folders below, sorted by folder and then by name. That is the order of
     `keras.utils.image_dataset_from_directory` without shuffling (keras/src/utils/dataset_utils.py,
     ``index_directory``). As there, a class without any image keeps its label.
 
     Args:
-        directory: the folder that holds the classes.
+        directory: the folder that contains the class folders.
         extensions: endings of the files that are images, compared without case.
         follow_links: whether links to folders below a class are followed; a link back to a folder that is
             being listed is not. Links to files and a class that is itself a link are always read.
-        class_names: the classes to take and their order; labels are positions in it. None: all, sorted.
+        class_names: the classes to take and their order; labels are indices in it. None: all, sorted.
 
     Raises:
         SourceError: the folder is missing or unreadable, has no sub-folders, or there is no image below it.
-        ArgumentError: a class of `class_names` has no folder, or the directory is no name of one.
+        ArgumentError: a class of `class_names` has no folder or is named twice, or `directory` is not a path.
     """
 
     def __init__(
@@ -54,22 +54,23 @@ class ImageFolder:
         found = _classes(self._directory)
         self._class_names = tuple(found if class_names is None else class_names)
         if len(set(self._class_names)) < len(self._class_names):
-            raise ArgumentError(f"class_names={list(self._class_names)} holds a name twice")
+            raise ArgumentError(f"class_names={list(self._class_names)}: expected each name once")
         if missing := sorted(set(self._class_names) - set(found)):
-            raise ArgumentError(f"class_names holds {missing}, but the folders of {self._directory} are {found}")
+            raise ArgumentError(f"class_names: {missing} are not folders of {self._directory}, which has {found}")
         endings = tuple(extension.lower() for extension in extensions)
-        # tf.data and the user's own pools run beside this one: it ends here and leaves no thread.
+        # The pool ends here, so that no thread is left beside those of tf.data and the user.
         with ThreadPoolExecutor(_SCAN_THREADS) as threads:
             files = list(
                 threads.map(lambda name: _images(self._directory, name, endings, follow_links), self._class_names)
             )
         self._files = PackedStrings.of(file for names in files for file in names)
-        # One count a class and not one label a file: the labels follow from them.
+        # One count per class instead of one label per file: the labels follow from them.
         self._class_ends: Int64Array = np.cumsum([len(names) for names in files], dtype=np.int64)
         if not len(self._files):
             raise SourceError(
                 f"{self._directory} has {len(self._class_names)} class folders and no image in any of them. "
-                f"Images are files that end in {', '.join(endings)}."
+                f"Images are files that end in {', '.join(endings)}.",
+                file=self._directory,
             )
 
     @property
@@ -92,30 +93,30 @@ class ImageFolder:
         return len(self._files)
 
     def __getitem__(self, index: int, /) -> tuple[bytes, int]:
-        """The sample ``(data, label)``.
+        """Returns a sample ``(data, label)``.
 
         Raises:
-            IndexError: outside of the source.
-            SampleError: the file is empty or no regular file.
-            OSError: as the operating system raised it, with the file's name.
+            IndexError: the index is outside the source.
+            SampleError: the file is empty or not a regular file.
+            OSError: the file cannot be opened or read; carries the file's name.
         """
-        position = checked_index(index, len(self))
-        path = os.path.join(self._directory, self._files[position])
-        data = read_whole(path, position)
+        index = checked_index(index, len(self))
+        path = os.path.join(self._directory, self._files[index])
+        data = read_whole(path, index)
         if not data:
             raise SampleError(
                 f"{path} is empty (0 bytes), perhaps from a copy that was interrupted. Replace or remove it.",
-                index=position, file=path, byte=0,
+                index=index, file=path, byte=0,
             )  # fmt: skip
-        return data, int(np.searchsorted(self._class_ends, position, side="right"))
+        return data, int(np.searchsorted(self._class_ends, index, side="right"))
 
     def where(self, index: int) -> Location:
-        """The file of a sample."""
+        """Returns the file of a sample."""
         path = os.path.join(self._directory, self._files[checked_index(index, len(self))])
         return Location(path, path)
 
     def fingerprint(self) -> str:
-        """Hashes of the classes and of the names of the files. Neither contents nor sizes are looked at."""
+        """Hashes the classes and the names of the files, not their contents or sizes."""
         classes = hashlib.sha256(repr(self._class_names).encode("utf-8", "surrogateescape"))
         files = hashlib.sha256(self._class_ends.tobytes())
         for array in (self._files.blob, self._files.offsets):
@@ -157,24 +158,25 @@ def _classes(directory: str) -> list[str]:
         with os.scandir(directory) as entries:
             names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
     except OSError as error:
-        raise SourceError(f"the image folder {directory} cannot be listed: {error.strerror}") from error
+        raise SourceError(f"the image folder {directory} cannot be listed: {error.strerror}", file=directory) from error
     if not names:
         raise SourceError(
             f"{directory} has no sub-folders. An image folder has one for each class: {directory}/cat/1.jpg, "
-            f"{directory}/dog/2.jpg."
+            f"{directory}/dog/2.jpg.",
+            file=directory,
         )
     return names
 
 
 def _images(directory: str, class_name: str, endings: tuple[str, ...], follow_links: bool) -> list[str]:
-    """The images of one class in order, as paths relative to `directory`."""
+    """Lists the images of one class in order, as paths relative to `directory`."""
     folders: list[tuple[str, list[str]]] = []
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(class_name, frozenset())]
     while waiting:
         folder, ancestors = waiting.pop()
         path = os.path.join(directory, folder)
         try:
-            if follow_links:  # identities are only needed, and only asked for, where a link can lead back
+            if follow_links:  # a link may lead back; the identity of each folder costs a stat
                 status = os.stat(path)
                 if (status.st_dev, status.st_ino) in ancestors:
                     continue
@@ -182,7 +184,7 @@ def _images(directory: str, class_name: str, endings: tuple[str, ...], follow_li
             with os.scandir(path) as entries:
                 listed = list(entries)
         except OSError as error:
-            raise SourceError(f"the folder {path} cannot be listed: {error.strerror}") from error
+            raise SourceError(f"the folder {path} cannot be listed: {error.strerror}", file=path) from error
         files = []
         for entry in listed:
             if not entry.is_dir():

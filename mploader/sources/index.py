@@ -1,12 +1,12 @@
-"""Where the samples of each shard start: found by reading the shard once, then kept in a file beside it.
+"""The index of shards: where each sample starts, found by reading each shard once, then kept in index files.
 
-One file a folder and kind of shard (``tfrecord.mpl-index``), and not one a shard: to open 100,000 shards
-then costs one read and one stat a shard. Where the folder cannot be written, the file is kept in the user's
-cache folder. A damaged one is built again. A shard whose size or time of change is not the recorded one is
-read again.
+There is one index file per folder and kind of shard, as ``tfrecord.mpl-index``: opening 100,000 shards then costs one
+read, and one stat per shard. It lies in the folder of the shards, or in the user's cache folder if that cannot be
+written or is remote. A damaged index file is built again. A shard whose size or time of change differs from the
+recorded one is read again.
 
-One change is refused: a shard that got shorter and still begins as it did. It has been cut, at the border
-of a sample even without a trace in the shard itself, and only the index knows how many samples are missing.
+One change is refused: a shard that became shorter and still begins as before. It has been cut. A cut between two
+samples leaves no trace in the shard itself, and only the index knows how many samples are missing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mploader.sources.shard_table import ShardScan, ShardTable, load_table, save
 log = logging.getLogger("mploader")
 
 _SCAN_THREADS = 8
-_SCAN_BATCH = 64  # shards a call, because handing a call to a thread costs as much as reading a small shard
+_SCAN_BATCH = 64  # shards per call, because a call in a thread costs as much as reading a small shard
 
 
 def index_shards(
@@ -40,17 +40,18 @@ def index_shards(
     rebuild: bool = False,
     save_index: bool = True,
 ) -> ShardTable:
-    """The table of the shards at `paths`, from their index files as far as these are current.
+    """Returns the table of shards, from their index files as far as these are current.
 
     Args:
-        paths: the shards; the order of the table.
-        kind: of shard, "tfrecord" or "tar": the name of the index file.
+        paths: of the shards, in the order of the table.
+        kind: "tfrecord" or "tar"; names the index file.
         scan: reads one shard; called from several threads.
-        rebuild: read every shard, whatever the index files say.
-        save_index: bring the index files up to date.
+        rebuild: whether to read every shard and ignore the index files.
+        save_index: whether to update the index files.
 
     Raises:
-        SourceError: a shard is missing or has been cut since it was indexed; whatever `scan` raises.
+        SourceError: a shard is missing, or has been cut since it was indexed.
+        Exception: from `scan`.
     """
     folders: dict[str, list[int]] = {}
     for row, path in enumerate(paths):
@@ -62,15 +63,15 @@ def index_shards(
         problems += index.problems
     if problems:
         log.warning(
-            "the index of %d of %d folders of shards cannot be kept, so the shards are read through again when they are "
-            "next opened. %s", len(problems), len(folders), problems[0],
+            "the index of %d of %d folders of shards cannot be saved, so these shards are read through again when they "
+            "are next opened. %s", len(problems), len(folders), problems[0],
         )  # fmt: skip
     order = np.fromiter((row for rows in folders.values() for row in rows), np.int64, len(paths))
     return ShardTable.joined(tables).take(np.argsort(order, kind="stable"))
 
 
 class _FolderIndex:
-    """The index file of one folder, in the first of its places that can be written."""
+    """The index file of one folder and kind of shard, at the first of its paths that can be written."""
 
     def __init__(self, folder: str, kind: str, scan: Callable[[str], ShardScan]):
         self._folder = folder
@@ -79,18 +80,18 @@ class _FolderIndex:
         whole = folder if is_remote(folder) else os.path.realpath(folder)
         key = hashlib.sha256(os.fsencode(whole)).hexdigest()[:24]
         cached = os.path.join(cache, "mploader", "index", f"{key}-{kind}{INDEX_SUFFIX}")
-        # What is beside remote shards is not ours to write.
-        self._places = (cached,) if is_remote(folder) else (os.path.join(folder, kind + INDEX_SUFFIX), cached)
+        # mploader does not write to remote storage.
+        self._index_paths = (cached,) if is_remote(folder) else (os.path.join(folder, kind + INDEX_SUFFIX), cached)
         self.problems: list[str] = []
 
     def table(self, names: list[str], rebuild: bool, save_index: bool) -> ShardTable:
-        """The table of these shards; what is not known is read, and the index file brought up to date if wished."""
+        """Returns the table of these shards. Reads those whose index is not current, and updates the index file."""
         sizes, mtimes_ns = self._states(names)
         known = ShardTable.of([], [])
         rows = np.full(len(names), -1)
         current = np.zeros(len(names), bool)
-        for place in () if rebuild else self._places:
-            table = load_table(place)
+        for index_path in () if rebuild else self._index_paths:
+            table = load_table(index_path)
             if table is None:
                 continue
             table_rows = _rows_of(table, names)
@@ -105,15 +106,15 @@ class _FolderIndex:
         fresh = self._read([names[row] for row in stale])
         for row, new in zip(stale.tolist(), fresh, strict=True):
             if rows[row] >= 0:
-                _refuse_cut(self._path(names[row]), known, int(rows[row]), new, self._places)
+                _refuse_cut(self._path(names[row]), known, int(rows[row]), new, self._index_paths)
         everything = ShardTable.joined([known, ShardTable.of([names[row] for row in stale], fresh)])
-        wanted_rows = rows.copy()
-        wanted_rows[stale] = len(known.names) + np.arange(len(stale))
-        wanted = everything.take(wanted_rows)
+        requested_rows = rows.copy()
+        requested_rows[stale] = len(known.names) + np.arange(len(stale))
+        requested = everything.take(requested_rows)
         if save_index:
             others = self._others(known, rows)
-            self._save(wanted if not len(others) else everything.take(np.concatenate([wanted_rows, others])))
-        return wanted
+            self._save(requested if not len(others) else everything.take(np.concatenate([requested_rows, others])))
+        return requested
 
     def _path(self, name: str) -> str:
         return os.path.join(self._folder, name)
@@ -129,7 +130,7 @@ class _FolderIndex:
         try:
             return file_state(path)
         except OSError as error:
-            raise SourceError(f"the shard {path} cannot be opened: {error.strerror}") from error
+            raise SourceError(f"the shard {path} cannot be opened: {error.strerror}", file=path) from error
 
     def _read(self, names: list[str]) -> list[ShardScan]:
         def read(batch: list[str]) -> list[ShardScan]:
@@ -144,11 +145,11 @@ class _FolderIndex:
                 raise
 
     def _others(self, known: ShardTable, rows: Int64Array) -> Int64Array:
-        """The rows of shards that are not wanted now but are there as they were: their index is kept."""
+        """Returns the rows of shards that are not requested but still exist unchanged: their index is kept."""
         others = np.setdiff1d(np.arange(len(known.names)), rows)
-        return np.array([row for row in others.tolist() if self._is_there(known, row)], np.int64)
+        return np.array([row for row in others.tolist() if self._is_current(known, row)], np.int64)
 
-    def _is_there(self, known: ShardTable, row: int) -> bool:
+    def _is_current(self, known: ShardTable, row: int) -> bool:
         try:
             state = file_state(self._path(known.names[row]))
         except OSError:
@@ -157,31 +158,31 @@ class _FolderIndex:
 
     def _save(self, table: ShardTable) -> None:
         problems = []
-        for place in self._places:
-            problem = _saving_problem(place, table)
+        for index_path in self._index_paths:
+            problem = _saving_problem(index_path, table)
             if problem is None:
                 return
-            problems.append(f"{place}: {problem}")
+            problems.append(f"{index_path}: {problem}")
         self.problems.append("; ".join(problems) + ".")
 
 
-def _saving_problem(place: str, table: ShardTable) -> str | None:
+def _saving_problem(index_path: str, table: ShardTable) -> str | None:
     try:
-        save_table(place, table)
+        save_table(index_path, table)
     except OSError as error:
         return error.strerror or type(error).__name__
     return None
 
 
 def _rows_of(table: ShardTable, names: list[str]) -> Int64Array:
-    """The row of each name, -1 where it has none."""
+    """Returns the row of each name, int64, -1 for a name without one."""
     if table.names == PackedStrings.of(names):
         return np.arange(len(names))
     row_of = {name: row for row, name in enumerate(table.names)}
     return np.fromiter((row_of.get(name, -1) for name in names), np.int64, len(names))
 
 
-def _refuse_cut(path: str, known: ShardTable, row: int, new: ShardScan, places: Sequence[str]) -> None:
+def _refuse_cut(path: str, known: ShardTable, row: int, new: ShardScan, index_paths: Sequence[str]) -> None:
     starts = known.starts
     expected = known.offsets[starts[row] : starts[row + 1]]
     readable = new.offsets[: len(new.offsets) - new.damaged]
@@ -192,6 +193,7 @@ def _refuse_cut(path: str, known: ShardTable, row: int, new: ShardScan, places: 
     raise SourceError(
         f"{path} has been cut: it held {len(expected)} samples in {known.sizes[row]} bytes when it was "
         f"indexed, and the first {len(readable)} of them in {new.state.size} bytes are left. Probably a copy was "
-        "interrupted or a disk was full: copy the shard again. If it is meant to be shorter, run "
-        f"`mploader index --rebuild` on it, or delete {' and '.join(filter(os.path.exists, places))}."
+        "interrupted or a disk was full: copy the shard again. If it is shorter on purpose, run "
+        f"`mploader index --rebuild` on it, or delete {' and '.join(filter(os.path.exists, index_paths))}.",
+        file=path,
     )

@@ -16,7 +16,7 @@ from mploader.sources.protocols import location_of
 
 @dataclass(frozen=True, eq=False)
 class _Measuring:
-    """A source with as many samples as another one, in the same places, and the function that gives their lengths."""
+    """A source with the indices of another one, and the function that measures its samples."""
 
     source: Any
     length: Callable[[Any], int]
@@ -25,37 +25,45 @@ class _Measuring:
         return len(self.source)
 
     def where(self, index: int) -> Location:
-        """Where a sample comes from."""
+        """Returns the location of a sample."""
         return location_of(self.source, index)
 
 
 @dataclass(frozen=True, eq=False)
 class LengthsOf(_Measuring):
-    """The lengths of the samples; -1 for a bad sample, unless bad samples are errors."""
+    """The lengths of the samples. With ``raises`` a bad sample is an error; otherwise its length is -1."""
 
     raises: bool
 
     def __getitem__(self, index: int, /) -> np.int64:
-        """The length of a sample, as whatever bad data or the user's function raise."""
+        """Returns the length of a sample.
+
+        Raises:
+            Exception: from the source or the length function; of bad samples only with ``raises``.
+        """
         try:
             return np.int64(operator.index(self.length(self.source[index])))
         except Exception as error:
             if self.raises or is_environment(error):
                 raise
-            return np.int64(-1)  # it is reported when its turn comes
+            return np.int64(-1)  # reported when the sample is read for a batch
 
 
 @dataclass(frozen=True, eq=False)
 class Measured(_Measuring):
     """The samples themselves, for the workers of the loader.
 
-    One without a length is read with its length again, so what was wrong with that is an error of the sample.
+    A sample without a length is measured again, so that the error of the measurement becomes that of the sample.
     """
 
     without_length: frozenset[int]
 
     def __getitem__(self, index: int, /) -> Any:
-        """The sample of the source."""
+        """Returns the sample of the source.
+
+        Raises:
+            Exception: from the source, or from the length function.
+        """
         sample = self.source[index]
         if index in self.without_length:
             operator.index(self.length(sample))

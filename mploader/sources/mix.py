@@ -23,45 +23,45 @@ from mploader.sources.protocols import is_endless, where_is
 class Mix:
     """Samples of several sources in fixed proportions, spread evenly: ``Mix({photos: 0.9, drawings: 0.1})``.
 
-    Which source a place takes its sample from is a fixed pattern. With ``w`` the part of a source's weight in the sum
-    of all, a window of n places holds ``w * n`` samples of it to within less than one, for every window that starts
-    with the mix, and with two sources for every window. With three or more no pattern can do that everywhere (see
-    `mploader.sampling.mixture`): a window that starts anywhere is then within two, and in most mixes within one.
+    A fixed pattern decides which source each sample comes from. With ``w`` the share of a source's weight in the sum of
+    all, the first n samples contain ``w * n`` of this source to within less than one; with two sources so do any n
+    neighbouring samples. With three or more no pattern can do that everywhere (see `mploader.sampling.mixture`): then
+    any n neighbours are within two, and in most mixes within one.
 
-    A mix has no end: its numbers go on behind `len`, into the next epochs. So every sample of a source comes once
-    before any comes again; then the source starts again, in another random order where the loader shuffles. The
-    proportions hold across the borders of epochs, and any place is found in constant time.
+    A mix has no end: its indices go on beyond `len`, into the next epochs. Each sample of a source comes once before
+    any is repeated; then the source starts again, in another random order if the loader shuffles. The proportions hold
+    across epochs, and each sample is found in constant time.
 
-    A sample has the number of its place in the mix without shuffling: a sample that comes again has another number, and
-    so other random numbers in a transform, even in one epoch. A bad sample is replaced by one of the same source.
+    The index of a sample is that in the mix without shuffling. A repeated sample has another index, and so gets other
+    random numbers in a transform, even in the same epoch. A bad sample is replaced by one of the same source.
 
     Args:
         sources: a dict of source to weight, or pairs of them (for sources that cannot be keys, such as lists).
             Weights are positive numbers; only their ratio counts.
-        length: samples in an epoch. None: until the first source has come to its end.
+        length: number of samples in an epoch. None: until the first source ends.
 
     Raises:
-        ArgumentError: there is no source, or a weight, a source or the length cannot be meant.
+        ArgumentError: there is no source, or a weight, a source or the length is invalid.
     """
 
     is_endless = True
 
     def __init__(self, sources: Mapping[Any, float] | Iterable[tuple[Any, float]], *, length: int | None = None):
-        wanted = "wanted is a dict of source to weight, or pairs (source, weight)"
+        expected = "expected a dict of source to weight, or pairs (source, weight)"
         try:
             given = iter(sources.items() if isinstance(sources, Mapping) else sources)
         except TypeError:
-            raise ArgumentError(f"Mix: sources={sources!r}: {wanted}") from None
+            raise ArgumentError(f"Mix: sources={sources!r}: {expected}") from None
         pairs = list(given)
         if not pairs:
-            raise ArgumentError("Mix({}): name at least one source and its weight")
+            raise ArgumentError("Mix({}): expected at least one source and its weight")
         if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
-            raise ArgumentError(f"Mix: {wanted}")
+            raise ArgumentError(f"Mix: {expected}")
         self._sources = tuple(checked_source(source) for source, _ in pairs)
         self._weights = mixture.whole_weights([weight for _, weight in pairs])
         self._length = self._until_first_end() if length is None else whole_number("Mix: length", length, 1)
         if self._length > permutation.MAX_SIZE:
-            raise ArgumentError(f"Mix: length={length!r}: wanted is at most {permutation.MAX_SIZE}")
+            raise ArgumentError(f"Mix: length={length!r}: expected at most {permutation.MAX_SIZE}")
 
     @property
     def sources(self) -> tuple[Any, ...]:
@@ -74,41 +74,45 @@ class Mix:
         return self._weights
 
     def locate(self, index: int) -> tuple[int, int]:
-        """The part that a sample is of, and its number there."""
-        source, ordinal = self._ordinal(index)
+        """Returns the number of the part that a sample comes from, and its index there.
+
+        Raises:
+            IndexError: the index is before the start; -1 is the last one of the first epoch.
+        """
+        source, inside = self._locate(index)
         part = self._sources[source]
-        return source, ordinal if is_endless(part) else ordinal % len(part)
+        return source, inside if is_endless(part) else inside % len(part)
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, index: int, /) -> Any:
-        """The sample at a place of the mix without shuffling.
+        """Returns a sample of the mix without shuffling.
 
         Raises:
-            IndexError: the place is before the start; -1 is the last one of the first epoch.
+            IndexError: the index is before the start; -1 is the last one of the first epoch.
+            Exception: from the part.
         """
         source, inside = self.locate(index)
         return self._sources[source][inside]
 
     def __iter__(self) -> Iterator[Any]:
-        """The samples of the first epoch without shuffling."""
+        """Iterates over the samples of the first epoch without shuffling."""
         return (self[index] for index in range(len(self)))
 
     def where(self, index: int) -> Location:
-        """What the part says of the sample."""
+        """Returns the location of a sample, as the part states it."""
         source, inside = self.locate(index)
         return where_is(self._sources[source], inside)
 
     def fingerprint(self) -> str:
-        """A hash of the parts' fingerprints, the proportions and the length."""
+        """Hashes the parts' fingerprints, the proportions and the length."""
         return combined_fingerprint("Mix", self._length, self._weights, *self._sources)
 
     def epoch_sampler(self, seed: int, shuffle: bool | ShardShuffle) -> Sampler:
-        """The order of an epoch: the pattern, with each part in the order that ``shuffle`` asks for."""
+        """Returns the order of all epochs: the pattern, with each part in the order that ``shuffle`` gives."""
         orders = tuple(
-            sampler_for(source, len(source), _seed_of(seed, place), shuffle)
-            for place, source in enumerate(self._sources)
+            sampler_for(source, len(source), _seed_of(seed, part), shuffle) for part, source in enumerate(self._sources)
         )
         lengths = tuple(0 if is_endless(source) else len(source) for source in self._sources)
         periods = tuple(len(source) for source in self._sources)
@@ -120,32 +124,31 @@ class Mix:
                  for weight, source in zip(self._weights, self._sources, strict=True)]  # fmt: skip
         return f"Mix of {len(self._sources)} sources, {len(self)} samples an epoch: {{{', '.join(parts)}}}"
 
-    def _ordinal(self, index: int) -> tuple[int, int]:
-        place = operator.index(index)
-        place += len(self) if place < 0 else 0
-        if not 0 <= place < permutation.MAX_SIZE:
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Returns the number of a part, and how many samples of it come before this one."""
+        from_start = operator.index(index)
+        from_start += len(self) if from_start < 0 else 0
+        if not 0 <= from_start < permutation.MAX_SIZE:
             raise IndexError(f"sample {operator.index(index)} of a mix of {len(self)} samples an epoch")
-        sources, ordinals = mixture.pattern_of(self._weights).locate(np.array([place]))
-        return int(sources[0]), int(ordinals[0])
+        sources, before = mixture.pattern_of(self._weights).locate(np.array([from_start]))
+        return int(sources[0]), int(before[0])
 
     def _until_first_end(self) -> int:
-        """Places before the first one that would need a sample behind the end of its source."""
+        """Returns how many samples come before the first that would be beyond the end of its source."""
         pattern = mixture.pattern_of(self._weights)
-        return min(
-            int(pattern.samples_of(place, np.array([len(source)]))[0]) for place, source in enumerate(self._sources)
-        )
+        return min(int(pattern.samples_of(part, np.array([len(source)]))[0]) for part, source in enumerate(self._sources))
 
 
 @dataclass(frozen=True)
 class MixedSampler:
-    """The order of a `Mix`: places follow the pattern, and each source follows an order of its own, pass after pass.
+    """The order of a `Mix`: the pattern, in which each source follows its own order, pass after pass.
 
     Attributes:
         weights: the proportions, as whole numbers.
         orders: the order of each source.
-        lengths: samples in a pass of each source, after which numbers start again; 0 if they go on for ever.
+        lengths: samples in a pass of each source, after which its indices start again; 0 if it is endless.
         periods: samples in a pass of each source.
-        length: places in an epoch.
+        length: samples in an epoch.
     """
 
     weights: tuple[int, ...]
@@ -182,16 +185,16 @@ class MixedSampler:
         return int(pattern.samples_of(source, np.array([other]))[0])
 
     def _in_order(self, source: int, ordinals: Indices) -> Indices:
-        """Which samples of a source the ordinals of its own order mean; each pass has its order."""
+        """Returns the samples of a source at these ordinals of its own order; each pass has another order."""
         passes, inside = np.divmod(ordinals, self.periods[source])
         result = np.empty_like(ordinals)
-        for number in np.unique(passes):
-            is_here = passes == number
-            chosen = self.orders[source].indices(int(number), inside[is_here])
-            result[is_here] = int(number) * self.lengths[source] + chosen
+        for pass_number in np.unique(passes).tolist():
+            is_here = passes == pass_number
+            chosen = self.orders[source].indices(pass_number, inside[is_here])
+            result[is_here] = pass_number * self.lengths[source] + chosen
         return result
 
 
-def _seed_of(seed: int, place: int) -> int:
-    """A seed for each part, so that two parts of one length are not shuffled alike."""
-    return int.from_bytes(permutation.digest("mix", seed, place, size=8), "little")
+def _seed_of(seed: int, part: int) -> int:
+    """Returns a seed for each part, so that two parts of the same length are shuffled differently."""
+    return int.from_bytes(permutation.digest("mix", seed, part, size=8), "little")

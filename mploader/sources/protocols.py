@@ -22,38 +22,38 @@ from mploader.sampling.samplers import Sampler, ShardShuffle
 
 @runtime_checkable
 class Source(Protocol):
-    """Samples by number. ``__getitem__`` is called in workers, and may be called from several threads."""
+    """Samples by index. ``__getitem__`` is called in workers, and may be called from several threads."""
 
     def __len__(self) -> int:
         """The number of samples."""
         ...
 
     def __getitem__(self, index: int, /) -> Any:
-        """The sample with this number; IndexError outside of ``-len(self) <= index < len(self)``."""
+        """Returns a sample; raises IndexError outside ``-len(self) <= index < len(self)``."""
         ...
 
 
 @runtime_checkable
 class Located(Protocol):
-    """Knows where a sample lies. Called in the worker when a sample is bad, and by ``mploader verify``."""
+    """Knows the location of a sample. Called in the worker when a sample is bad, and by ``mploader verify``."""
 
     def where(self, index: int) -> str:
-        """File and byte of a sample, for messages; a :class:`Location` has them as attributes, too."""
+        """Returns file and byte of a sample, for messages."""
         ...
 
 
 @runtime_checkable
 class Fingerprinted(Protocol):
-    """Tells its data from others of the same length. Called in the trainer when a position is saved or restored."""
+    """Identifies its data. Called in the trainer when a position is saved or restored."""
 
     def fingerprint(self) -> str:
-        """A short text that changes when the data changes: a hash, or several as ``"files 5a0c, labels 91e7"``."""
+        """Returns a short text that changes with the data: a hash, or several: ``"files 5a0c, labels 91e7"``."""
         ...
 
 
 @runtime_checkable
 class Sharded(Protocol):
-    """Lies in shards. Asked once in the trainer: ``ShardShuffle`` shuffles them, and checkpoints count them.
+    """Reads shards. Asked once in the trainer: ``ShardShuffle`` shuffles them, and checkpoints count them.
 
     ``shard_sizes`` may raise AttributeError where a wrapper finds that its source has no shards.
     """
@@ -66,7 +66,7 @@ class Sharded(Protocol):
 
 @runtime_checkable
 class Classified(Protocol):
-    """Has classes. Asked in the trainer: checkpoints count them, and ``mploader show`` writes them."""
+    """Has classes. Asked in the trainer: checkpoints count them, and ``mploader show`` prints them."""
 
     @property
     def class_names(self) -> Sequence[str]:
@@ -79,20 +79,20 @@ class Ordered(Protocol):
     """Has an order of its own. Asked once in the trainer, when the loader is made."""
 
     def epoch_sampler(self, seed: int, shuffle: bool | ShardShuffle) -> Sampler:
-        """The order of all epochs."""
+        """Returns the order of all epochs."""
         ...
 
 
 @runtime_checkable
 class Changing(Protocol):
-    """Changes between epochs. Both methods are called in the trainer; workers get the source anew for each epoch."""
+    """Changes between epochs. Both methods run in the trainer; workers get the source again for each epoch."""
 
     def begin_epoch(self) -> None:
-        """An epoch starts. The source is sent to the workers as it is after this."""
+        """Called when an epoch starts. Afterwards the source is sent to the workers."""
         ...
 
     def end_epoch(self) -> None:
-        """Every batch of an epoch was delivered."""
+        """Called when every batch of an epoch was delivered."""
         ...
 
 
@@ -108,19 +108,19 @@ class WholeBatches(Protocol):
 
 @runtime_checkable
 class Endless(Protocol):
-    """Its numbers go on behind its length, into the next epochs, as those of a ``Mix`` do."""
+    """Its indices go on beyond its length, into the next epochs, as those of a ``Mix`` do."""
 
     @property
     def is_endless(self) -> bool:
-        """Whether numbers beyond the length mean further samples."""
+        """Whether indices beyond the length mean further samples."""
         ...
 
 
 def location_of(source: Any, index: int) -> Location:
-    """Where a sample lies; an empty text where the source does not say.
+    """Returns the location of a sample; an empty text if the source does not know it.
 
     Raises:
-        Exception: whatever the source's ``where`` raises.
+        Exception: from the source's ``where``.
     """
     if not isinstance(source, Located):
         return Location("")
@@ -129,12 +129,12 @@ def location_of(source: Any, index: int) -> Location:
 
 
 def where_is(source: Any, index: int) -> Location:
-    """Where a sample of any source lies: what the source says, else its type and the number."""
+    """Returns the location of a sample of any source: that of the source, else its type and the index."""
     return location_of(source, index) or Location(f"sample {index} of a {type(source).__name__}")
 
 
 def changes_between_epochs(source: Any) -> bool:
-    """Whether a source may be another one in each epoch."""
+    """Whether a source may change between epochs."""
     return isinstance(source, Changing)
 
 
@@ -144,15 +144,15 @@ def yields_batches(source: Any) -> bool:
 
 
 def is_endless(source: Any) -> bool:
-    """Whether a source goes on behind its length, as a ``Mix`` does into its next epochs."""
+    """Whether a source goes on beyond its length, as a ``Mix`` does into its next epochs."""
     return isinstance(source, Endless) and bool(source.is_endless)
 
 
 def shard_sizes_of(source: Any) -> npt.NDArray[np.int64] | None:
-    """The number of samples in each shard, int64 (shards,); None for a source without shards."""
+    """Returns the number of samples in each shard, int64 (shards,); None for a source without shards."""
     return np.asarray(source.shard_sizes, np.int64) if isinstance(source, Sharded) else None
 
 
 def class_names_of(source: Any) -> Sequence[str]:
-    """The names of a source's classes; empty for a source without classes."""
+    """Returns the names of a source's classes; empty for a source without classes."""
     return source.class_names if isinstance(source, Classified) else ()

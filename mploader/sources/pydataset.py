@@ -9,7 +9,7 @@ import numpy as np
 from mploader.sources.fingerprint import hash_of
 
 _ABOUT_WORKERS = frozenset({"_workers", "_use_multiprocessing", "_max_queue_size"})
-"""Attributes of Keras's class that say nothing of the data."""
+"""Attributes of Keras's class that do not concern the data."""
 
 
 class WholeBatches:
@@ -26,35 +26,35 @@ class WholeBatches:
         return self._length
 
     def __getitem__(self, index: int, /) -> Any:
-        """A batch, in the structure in which Keras gives it to a model."""
+        """Returns a batch, in the structure in which Keras passes it to a model."""
         batch = self.dataset[index]
         if isinstance(batch, dict):
             return _arrays(batch)
         return tuple(map(_arrays, batch)) if isinstance(batch, (tuple, list)) else (_arrays(batch),)
 
     def where(self, index: int) -> str:
-        """Which batch of which class."""
+        """Returns the class of the dataset and the index of the batch."""
         return f"{type(self.dataset).__name__}[{index}]"
 
     def fingerprint(self) -> str:
-        """Hashes of the class and of the arrays, lists, texts and numbers that the object held at the start.
+        """Hashes the class, and the arrays, lists, texts and numbers that the object held at the start.
 
-        Not of what its methods read from elsewhere, nor of objects of other classes in it.
+        Data that its methods read from files, and objects of other classes, do not count.
         """
         return self._fingerprint
 
 
 class ChangingBatches(WholeBatches):
-    """The same for a dataset that does something between epochs. Its methods are called in the trainer's process."""
+    """A source for a dataset with methods for the start or end of epochs; these are called in the trainer."""
 
     def begin_epoch(self) -> None:
-        """An epoch starts; afterwards the dataset is sent to the workers as it is then."""
+        """Called when an epoch starts; afterwards the dataset is sent to the workers."""
         begin = getattr(self.dataset, "on_epoch_begin", None)
         if begin is not None:
             begin()
 
     def end_epoch(self) -> None:
-        """All batches of an epoch were delivered."""
+        """Called when all batches of an epoch were delivered."""
         end = getattr(self.dataset, "on_epoch_end", None)
         if end is not None:
             end()
@@ -68,7 +68,7 @@ def _fingerprint_of(dataset: Any) -> str:
 
 
 def _arrays(part: Any) -> Any:
-    """Turns what Keras takes as a component into arrays: tensors, lists of arrays, lists of numbers."""
+    """Converts components as Keras accepts them to arrays: tensors, lists of arrays, lists of numbers."""
     if isinstance(part, dict):
         return {key: _arrays(value) for key, value in part.items()}
     if isinstance(part, tuple) or (isinstance(part, list) and any(hasattr(item, "shape") for item in part)):

@@ -3,9 +3,9 @@
 A read in random order is one request for exactly its bytes. A shard that is read from front to back, as with
 `mploader.ShardShuffle`, is read ahead in growing blocks, so that one request serves many samples.
 
-A request that fails for a moment (a time-out, a lost connection, a short answer, an overloaded server) is tried four
-times, and then raised as a `RetriedError`, an `OSError` of a broken storage: a worker does not try it again, and
-ends the iteration without dropping a sample for it.
+A request that fails for a reason that may pass (a time-out, a lost connection, a short answer, an overloaded server)
+is made up to four times, then raises a `RetriedError`, an `OSError` of the storage: a worker does not retry it, and
+ends the iteration instead of dropping a sample.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from mploader._util.retry import RETRY_PAUSES_S, RetriedError, retried
 from mploader.errors import SourceError
 from mploader.sources.base import FileState
 
-MIN_AHEAD, MAX_AHEAD = 1 << 16, 1 << 21  # bytes that are read at once from a shard in order
-_MAX_GAP = 1 << 20  # bytes that may be passed over: batches between two of one worker are read by others
-_IN_ORDER = 3  # reads in a row that go forward, before more is read than was asked for
-_MAX_OPEN = 32  # files whose last block is kept
-_BUSY = frozenset({408, 425, 429})  # HTTP statuses below 500 that pass
+MIN_AHEAD, MAX_AHEAD = 1 << 16, 1 << 21  # bytes per request for a shard that is read in order
+_MAX_GAP = 1 << 20  # bytes that may be skipped: other workers read the batches between
+_IN_ORDER = 3  # forward reads in a row before reading ahead
+_MAX_OPEN = 32  # files per source whose last block is kept
+_BUSY = frozenset({408, 425, 429})  # HTTP statuses below 500 that may pass
 _NETWORK_PACKAGES = frozenset({"aiohttp", "requests", "urllib3", "http", "botocore", "aiobotocore", "google", "azure"})
 
 _Result = TypeVar("_Result")
@@ -40,12 +40,12 @@ def is_remote(path: str) -> bool:
 
 
 def matches(pattern: str, endings: Sequence[str]) -> list[str]:
-    """The files that a URL means, sorted: itself, those of a glob, or those of a folder that `endings` fit.
+    """Returns the files that a URL matches, sorted: itself, those of a glob, or those of a folder that match `endings`.
 
-    Over HTTP nothing tells a folder from a file: its URL ends in a slash, and the server must list it.
+    Over HTTP a folder is recognised by a slash at the end of its URL, and the server must list it.
 
     Raises:
-        SourceError: there is none, or the storage cannot be reached.
+        SourceError: no file matches, or the storage cannot be reached.
     """
     system, path = _open(pattern)
     if any(mark in path for mark in "*?["):
@@ -56,24 +56,29 @@ def matches(pattern: str, endings: Sequence[str]) -> list[str]:
     else:
         found = [path]
     if not found:
-        raise SourceError(f"no file matches {pattern!r}")
+        raise SourceError(f"no file matches {pattern!r}", file=pattern)
     return sorted({str(system.unstrip_protocol(name)) for name in found})
 
 
 def remote_state(url: str) -> FileState:
-    """Size and version of a file; the version is a hash of its ETag or time of change. OSError as the storage says."""
+    """Returns size and version of a file; the version is a hash of its ETag or time of change.
+
+    Raises:
+        SourceError: the server does not state the size.
+        OSError: from the storage, after retries.
+    """
     system, path = _open(url)
     info = _with_retries(url, lambda: system.info(path))
     names = ("ETag", "etag", "mtime", "LastModified", "Last-Modified", "updated", "created")
     marks = [str(info[name]) for name in names if info.get(name)]
     version = hashlib.blake2b("\0".join(marks).encode(), digest_size=8).digest()
     if info.get("size") is None:
-        raise SourceError(f"{url}: the server does not tell its size, so it cannot be read in parts")
+        raise SourceError(f"{url}: the server does not state the file's size, so it cannot be read in parts", file=url)
     return FileState(int(info["size"]), int.from_bytes(version, "little") >> 1)
 
 
 class RemoteFile:
-    """One file, read in parts; safe from several threads."""
+    """One file, read in parts; may be used by several threads."""
 
     def __init__(self, url: str) -> None:
         self.state = remote_state(url)
@@ -82,16 +87,19 @@ class RemoteFile:
         self._start = 0
         self._ahead = MIN_AHEAD
         self._in_order = 0
-        self._used = 0  # bytes of the buffer that were asked for
+        self._used = 0  # requested bytes of the buffer
         self._lock = threading.Lock()
 
     def read(self, offset: int, size: int, ahead: int = 0) -> bytes:
-        """`size` bytes at `offset`, or fewer where the file ends before. OSError from the storage.
+        """Returns `size` bytes at `offset`, or fewer if the file ends before.
 
         Args:
             offset: first byte.
-            size: how many.
-            ahead: read at least so many at once.
+            size: number of bytes.
+            ahead: least number of bytes to request.
+
+        Raises:
+            OSError: from the storage, after retries.
         """
         with self._lock:
             end = min(offset + size, self.state.size)
@@ -109,8 +117,8 @@ class RemoteFile:
         is_forward = bool(self._buffer) and -len(self._buffer) < gap <= _MAX_GAP
         self._in_order = self._in_order + 1 if is_forward else 0
         if self._in_order >= _IN_ORDER:
-            # Other workers read most of a block, where they are many. A request costs as long as a megabyte or two, so
-            # that much may be read in vain, but no more than three quarters.
+            # With many workers most of a block is for others. A request takes as long as a megabyte or two, so up to
+            # three quarters of a block may be unused.
             is_worth_it = 4 * self._used >= len(self._buffer)
             self._ahead = min(2 * self._ahead, MAX_AHEAD) if is_worth_it else self._ahead // 2
             ahead = max(ahead, self._ahead)
@@ -122,7 +130,7 @@ class RemoteFile:
 
 
 class RemoteFiles:
-    """The remote files of one source in this process, the least recently used one forgotten first."""
+    """The remote files of one source in this process; the least recently used ones are forgotten first."""
 
     def __init__(self) -> None:
         self._files: OrderedDict[str, RemoteFile] = OrderedDict()
@@ -147,41 +155,45 @@ def _read_range(url: str, start: int, stop: int) -> bytes:
 
     def ask() -> bytes:
         data: bytes = system.cat_file(path, start=start, end=stop)
-        if len(data) < stop - start:  # of a range within the file: the rest was lost on the way
-            raise ConnectionError(f"{len(data)} bytes came of the {stop - start} at byte {start}")
+        if len(data) < stop - start:  # the range lies within the file: bytes were lost
+            raise ConnectionError(f"expected {stop - start} bytes at byte {start}, got {len(data)}")
         return data
 
     data = _with_retries(url, ask)
     if len(data) > stop - start:
         raise SourceError(
-            f"{url}: the server sends all of the file ({len(data)} bytes) when {stop - start} are asked for. Samples "
-            "can only be read from servers that support Range requests"
+            f"{url}: expected {stop - start} bytes, but the server sends {len(data)}, the whole file. Samples can only "
+            "be read from servers that support Range requests",
+            file=url,
+            byte=start,
         )
     return data
 
 
 @functools.lru_cache(maxsize=4096)
 def _open(url: str) -> tuple[Any, str]:
-    """The file system of a URL, one for each process and storage, and the path in it."""
+    """Returns the file system of a URL, one per process and storage, and the path in it."""
     try:
         import fsspec
     except ModuleNotFoundError:
-        raise SourceError(f"{url} needs fsspec, which is not installed: pip install mploader[remote]") from None
+        raise SourceError(
+            f"{url} needs fsspec, which is not installed: pip install mploader[remote]", file=url
+        ) from None
     try:
         system, path = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError) as error:  # an unknown scheme, or one that needs another package
-        raise SourceError(f"{url} cannot be opened: {error}") from error
+        raise SourceError(f"{url} cannot be opened: {error}", file=url) from error
     return system, path
 
 
 def _asking(pattern: str, ask: Callable[[], _Result]) -> _Result:
-    """An answer of the storage while a source is made, where failure is a SourceError."""
+    """Asks the storage while a source is made, and raises failures as SourceError."""
     try:
         return _with_retries(pattern, ask)
     except FileNotFoundError as error:
-        raise SourceError(f"no file is at {pattern!r}") from error
+        raise SourceError(f"{pattern} does not exist", file=pattern) from error
     except OSError as error:
-        raise SourceError(f"{pattern} cannot be listed: {error.strerror or error}") from error
+        raise SourceError(f"{pattern} cannot be listed: {error.strerror or error}", file=pattern) from error
 
 
 def _with_retries(url: str, ask: Callable[[], _Result]) -> _Result:

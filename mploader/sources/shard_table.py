@@ -1,7 +1,7 @@
-"""Shards and the samples in them as columns of numbers, in memory and in a file.
+"""Shards and their samples as columns of numbers, in memory and in an index file.
 
 The file holds a header, the columns as little-endian int64 and the names, under a CRC-32C. Nothing in it is
-executed or unpickled, so an index file that came with someone's data is as harmless as the data.
+executed or unpickled, so an index file that came with foreign data is as harmless as the data.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from mploader.sources.base import FileState, Int64Array, PackedStrings
 _HEADER = struct.Struct("<8sIIQQQ")
 _MAGIC = b"MPLINDEX"
 _VERSION = 1
-_CHECKED_FROM = 16  # the checksum is of everything behind it
+_CHECKED_FROM = 16  # first byte that the checksum covers
 
 
 @dataclass(frozen=True)
 class ShardScan:
-    """What reading one shard found."""
+    """The result of reading one shard."""
 
     state: FileState
-    offsets: Int64Array  # first byte of each sample; of the unreadable rest, too, if there is one
+    offsets: Int64Array  # first byte of each sample, and of the unreadable rest if there is one
     end: int  # byte after the last readable sample
-    damaged: bool  # the last of `offsets` is the unreadable rest, which reaches to the end of the file
-    head: int  # CRC-32C of the start of the first sample, by which a cut shard differs from one written anew
+    damaged: bool  # the last of `offsets` is that of an unreadable rest up to the end of the file
+    head: int  # CRC-32C of the start of the first sample: tells a cut shard from a new one
 
 
 @dataclass(frozen=True)
 class ShardTable:
-    """Shards in columns, all int64 with one row a shard, and the samples of all shards in `offsets`."""
+    """Shards in columns, all int64 with one row per shard, and the samples of all shards in `offsets`."""
 
     names: PackedStrings
     sizes: Int64Array  # bytes
@@ -50,7 +50,7 @@ class ShardTable:
 
     @classmethod
     def of(cls, names: Iterable[str], scans: Sequence[ShardScan]) -> ShardTable:
-        """The table of freshly read shards."""
+        """Makes the table of shards that were just read."""
 
         def column(values: Iterable[int]) -> Int64Array:
             return np.fromiter(values, np.int64, len(scans))
@@ -68,13 +68,13 @@ class ShardTable:
 
     @property
     def starts(self) -> Int64Array:
-        """The number of samples before each shard, and in all. int64, shape (shards + 1,)."""
+        """The number of samples before each shard, and in total. int64, shape (shards + 1,)."""
         starts = np.zeros(len(self.counts) + 1, np.int64)
         np.cumsum(self.counts, out=starts[1:])
         return starts
 
     def take(self, rows: Int64Array) -> ShardTable:
-        """The table of these rows, in their order."""
+        """Returns the table of these rows, in their order."""
         if np.array_equal(rows, np.arange(len(self.counts))):
             return self
         starts = self.starts
@@ -85,7 +85,7 @@ class ShardTable:
 
     @staticmethod
     def joined(tables: Sequence[ShardTable]) -> ShardTable:
-        """The rows of several tables behind each other."""
+        """Concatenates the rows of several tables."""
         if len(tables) == 1:
             return tables[0]
         return ShardTable(
@@ -97,10 +97,10 @@ class ShardTable:
 _COLUMNS = tuple(field.name for field in fields(ShardTable))[1:-1]
 
 
-def load_table(place: str) -> ShardTable | None:
-    """The table in an index file, or None where there is none or it is damaged."""
+def load_table(index_path: str) -> ShardTable | None:
+    """Returns the table in an index file, or None if the file does not exist or is damaged."""
     try:
-        with open(place, "rb") as file:
+        with open(index_path, "rb") as file:
             content = file.read()
     except OSError:
         return None
@@ -121,18 +121,22 @@ def load_table(place: str) -> ShardTable | None:
     return ShardTable(PackedStrings(blob, name_offsets), **dict(zip(columns, values, strict=True)))
 
 
-def save_table(place: str, table: ShardTable) -> None:
-    """Writes an index file, which appears complete or not at all; OSError where it cannot be written."""
+def save_table(index_path: str, table: ShardTable) -> None:
+    """Writes an index file, which appears complete or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     numbers = [table.names.offsets, *(getattr(table, column) for column in (*_COLUMNS, "offsets"))]
     body = b"".join([*(array.astype("<i8").tobytes() for array in numbers), table.names.blob.tobytes()])
     header = bytearray(_HEADER.pack(_MAGIC, _VERSION, 0, len(table.names), len(table.offsets), len(table.names.blob)))
     checksum = google_crc32c.value(bytes(header[_CHECKED_FROM:]) + body)
     _HEADER.pack_into(header, 0, _MAGIC, _VERSION, checksum, *_HEADER.unpack(header)[3:])
-    folder, name = os.path.split(place)
+    folder, name = os.path.split(index_path)
     if os.path.basename(folder) == "index":
         os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".{name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    # Not tempfile: others who read the shards may read their index, so the usual permissions apply.
+    # Not tempfile, which makes private files: all users who may read the shards may read their index.
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with open(descriptor, "wb") as file:
@@ -140,7 +144,7 @@ def save_table(place: str, table: ShardTable) -> None:
             file.write(body)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, place)
+        os.replace(temporary, index_path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

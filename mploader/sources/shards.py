@@ -1,4 +1,4 @@
-"""What all sources of sharded records share: numbers of samples to bytes of shards."""
+"""The base of all sources of sharded records: from the index of a sample to its bytes in a shard."""
 
 from __future__ import annotations
 
@@ -27,30 +27,29 @@ _COMPRESSED = {b"\x1f\x8b\x08": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x
 
 
 class Shards:
-    """Samples that lie behind each other in shards. Base of `TFRecordShards` and `TarShards`.
+    """Samples that lie one after the other in shards. Base of `TFRecordShards` and `TarShards`.
 
-    State: the paths, one row of numbers a shard and one int64 a sample, all in NumPy arrays, so that
-    pickling (protocol 5 with out-of-band buffers) copies nothing. Files are opened when first read, in the
-    process that reads.
+    The state is the paths, one row of numbers per shard and one int64 per sample, all in NumPy arrays, so that
+    pickling (protocol 5 with out-of-band buffers) copies nothing. Each process opens files when it first reads them.
 
-    A shard that changes while it is in use, by size or time of change, gives a `SampleError` for each
-    sample that is read from then on: old and new samples are never mixed. A process that has a shard open
-    when another file takes its place reads on in the old one.
+    If the size or time of change of a shard changes while it is in use, each sample that is read from then on raises
+    `SampleError`: old and new samples are never mixed. A process that has a shard open when another file replaces it
+    continues to read the old one.
 
     Args:
         pattern: a path, a glob, a folder, or a list of them; see `mploader.sources.file_patterns.expand`. Each
             shard is taken once, however many patterns match it.
-        rebuild: read the shards through even if their index is current, and accept shards that were cut.
-        save_index: keep the index of shards that were read through, beside them or in the user's cache folder.
+        rebuild: whether to read all shards even if their index is current, and accept shards that were cut.
+        save_index: whether to save the index, in the shards' folder or in the user's cache folder.
 
     Raises:
-        SourceError: nothing matches; a shard is missing, compressed, or was cut after it was indexed; the
-            shards hold no sample, or none of them is of this format.
+        SourceError: no file matches; a shard is missing, compressed, or was cut after it was indexed; the
+            shards hold no samples, or none of them is of this format.
     """
 
     _kind: ClassVar[str]  # name of the index file
     _endings: ClassVar[tuple[str, ...]]  # globs of file names that belong to the format
-    _unit: ClassVar[str]  # what a sample is called in messages
+    _unit: ClassVar[str]  # the word for a sample in messages
 
     def __init__(self, pattern: Pattern, *, rebuild: bool = False, save_index: bool = True):
         paths = expand(pattern, self._endings)
@@ -64,25 +63,29 @@ class Shards:
         self._offsets = table.offsets
         self._files = OpenFiles()
         if not len(self):
-            raise SourceError(f"{len(paths)} shards hold no {self._unit} at all, the first being {paths[0]}")
+            raise SourceError(
+                f"{len(paths)} shards hold no {self._unit} at all, the first being {paths[0]}", file=paths[0]
+            )
         if self._damaged.sum() == len(self):
             raise SourceError(
                 f"not one {self._unit} can be read from {len(paths)} shards: they are damaged or of "
-                f"another format. In {paths[0]}: {self._why_unreadable(0)}"
+                f"another format. In {paths[0]}: {self._why_unreadable(0)}",
+                file=paths[0],
+                byte=0,
             )
 
     @classmethod
     @abstractmethod
     def scan(cls, path: str) -> ShardScan:
-        """Finds the samples of one shard. Runs once a shard, in a thread of the trainer."""
+        """Finds the samples of one shard. Runs once per shard, in a thread of the trainer."""
 
     @abstractmethod
     def _sample(self, record: bytes, shard: int, index: int) -> Any:
-        """The sample from its bytes in the shard."""
+        """Returns the sample from its bytes in the shard."""
 
     @abstractmethod
     def _why_unreadable(self, shard: int) -> str:
-        """What is wrong at the start of the unreadable rest of a shard."""
+        """Explains why the rest of a shard is unreadable."""
 
     @property
     def paths(self) -> Sequence[str]:
@@ -96,88 +99,93 @@ class Shards:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all shards together."""
+        """The size of all shards together, in bytes."""
         return int(self._sizes.sum())
 
     def empty_shards(self) -> list[str]:
-        """The paths of the shards without a byte."""
+        """Returns the paths of shards of 0 bytes."""
         return [self._paths[shard] for shard in np.flatnonzero(self._sizes == 0).tolist()]
 
     def damaged_shards(self) -> dict[str, str]:
-        """The path of each shard with an unreadable rest, and where and why, as far as it can be read now."""
-        told = {}
+        """Returns for the path of each shard with an unreadable rest, where that starts and why it is unreadable."""
+        reasons = {}
         for shard in np.flatnonzero(self._damaged).tolist():
             index = int(self._starts[shard + 1]) - 1
             try:
-                told[self._paths[shard]] = str(self._unreadable(index, shard))
+                reasons[self._paths[shard]] = str(self._unreadable(index, shard))
             except SampleError as error:
-                told[self._paths[shard]] = str(error)
+                reasons[self._paths[shard]] = str(error)
             except OSError as error:
-                told[self._paths[shard]] = f"{self.where(index)}: {error.strerror or error}"
-        return told
+                reasons[self._paths[shard]] = f"{self.where(index)}: {error.strerror or error}"
+        return reasons
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def __getitem__(self, index: int, /) -> Any:
-        """The sample with this number, read from its shard.
+        """Returns a sample, read from its shard.
 
         Raises:
-            IndexError: outside of the source.
-            SampleError: the sample is damaged, or its shard is gone or has changed; names file and byte.
-            OSError: the environment failed (EIO, EMFILE, ESTALE, ...); has the file's name.
+            IndexError: the index is outside the source.
+            SampleError: the sample is damaged, or its shard was removed or has changed; carries index, file, byte.
+            OSError: the machine failed (EIO, EMFILE, ESTALE, ...); carries the file's name.
         """
-        position = checked_index(index, len(self))
-        shard, start, end = self._locate(position)
-        if self._damaged[shard] and position + 1 == self._starts[shard + 1]:
-            raise self._unreadable(position, shard)
+        index = checked_index(index, len(self))
+        shard, start, end = self._locate(index)
+        if self._damaged[shard] and index + 1 == self._starts[shard + 1]:
+            raise self._unreadable(index, shard)
         if end - start > MAX_READ_BYTES:
-            raise self._error(position, f"{end - start} bytes are more than the {MAX_READ_BYTES} of the largest sample")
-        record = self._read(position, shard, start, end - start)
-        if len(record) < end - start:  # cut at this very moment
-            raise self._changed(position, f"it ends at byte {start + len(record)}")
-        return self._sample(record, shard, position)
+            raise self._error(index, f"expected a sample of at most {MAX_READ_BYTES} bytes, got {end - start}")
+        record = self._read(index, shard, start, end - start)
+        if len(record) < end - start:  # cut since its state was checked
+            raise self._changed(index, f"it ends at byte {start + len(record)}")
+        return self._sample(record, shard, index)
 
-    def _unreadable(self, position: int, shard: int) -> SampleError:
-        rest = int(self._sizes[shard] - self._offsets[position])
-        return self._error(
-            position, f"the rest of the shard, {rest} bytes, cannot be read: {self._why_unreadable(shard)}"
-        )
+    def _unreadable(self, index: int, shard: int) -> SampleError:
+        rest = int(self._sizes[shard] - self._offsets[index])
+        return self._error(index, f"the rest of the shard, {rest} bytes, cannot be read: {self._why_unreadable(shard)}")
 
     def _read(self, index: int, shard: int, offset: int, size: int) -> bytes:
         expected = FileState(int(self._sizes[shard]), int(self._mtimes_ns[shard]))
         try:
             return self._files.read(self._paths[shard], offset, size, expected)
         except FileNotFoundError as error:
-            raise self._error(index, "the shard was there when the source was made and is gone now") from error
+            raise self._error(
+                index,
+                "the shard was there when the source was made and is gone now. Restore it, or make a new source",
+            ) from error
         except FileChangedError as error:
             raise self._changed(index, str(error)) from None
+        except SourceError:
+            raise
+        except SampleError as error:  # a folder or a pipe has its name now
+            raise self._error(index, str(error)) from None
 
     def _changed(self, index: int, how: str) -> SampleError:
         return self._error(
-            index, f"the shard has changed since the source was made: {how}. Copy it again, or start again with it."
+            index, f"the shard has changed since the source was made: {how}. Copy it again, or make the source again."
         )
 
-    def _locate(self, position: int) -> tuple[int, int, int]:
-        """Shard, first byte and the byte after the last, of a sample."""
-        shard = int(np.searchsorted(self._starts, position, side="right")) - 1
-        is_last = position + 1 == self._starts[shard + 1]
-        end = self._ends[shard] if is_last else self._offsets[position + 1]
-        return shard, int(self._offsets[position]), int(end)
+    def _locate(self, index: int) -> tuple[int, int, int]:
+        """Returns the shard of a sample, its first byte, and the byte after its last."""
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        is_last = index + 1 == self._starts[shard + 1]
+        end = self._ends[shard] if is_last else self._offsets[index + 1]
+        return shard, int(self._offsets[index]), int(end)
 
     def _error(self, index: int, what: str) -> SampleError:
         where = self.where(index)
         return SampleError(f"{where}: {what}", index=index, file=where.file, byte=where.byte)
 
     def where(self, index: int) -> Location:
-        """Shard, number within the shard and first byte of a sample."""
-        position = checked_index(index, len(self))
-        shard, start, _ = self._locate(position)
+        """Returns the shard of a sample, its number in the shard, and its first byte."""
+        index = checked_index(index, len(self))
+        shard, start, _ = self._locate(index)
         path, start = self._paths[shard], int(start)
-        return Location(f"{path}, {self._unit} {position - self._starts[shard]} at byte {start}", path, start)
+        return Location(f"{path}, {self._unit} {index - self._starts[shard]} at byte {start}", path, start)
 
     def fingerprint(self) -> str:
-        """Hashes of the shards' names without their folders, of their sizes, and of where the samples lie in them."""
+        """Hashes the shards' names without their folders, their sizes, and the offsets of the samples in them."""
         names = hashlib.sha256(self._kind.encode())
         for path in self._paths:
             names.update(path.rpartition("/")[2].encode("utf-8", "surrogateescape") + b"\0")
@@ -194,7 +202,7 @@ class Shards:
 
 
 def scanned(scanner: Scanner, offsets: Int64Array, end: int, damaged: bool) -> ShardScan:
-    """The result of a scan; `offsets` without the unreadable rest, which starts at `end`."""
+    """Makes the result of a scan. `offsets` excludes the unreadable rest, which starts at `end`."""
     head = b""
     if len(offsets):
         first_end = int(offsets[1]) if len(offsets) > 1 else end
@@ -205,12 +213,14 @@ def scanned(scanner: Scanner, offsets: Int64Array, end: int, damaged: bool) -> S
 
 
 def refuse_compressed(path: str, start: bytes, remedy: str) -> None:
-    """SourceError for a compressed shard: a sample in the middle of it cannot be reached."""
+    """Raises SourceError for a compressed shard, in which no sample can be read without those before it."""
     name = next((name for magic, name in _COMPRESSED.items() if start.startswith(magic)), None)
     if name is None and start[:2] in (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda"):
-        # Two bytes prove little: a damaged length field may begin so.
+        # Two bytes are weak evidence: a damaged length field may begin with them.
         with contextlib.suppress(zlib.error):
             zlib.decompressobj().decompress(start)
             name = "zlib"
     if name is not None:
-        raise SourceError(f"{path} is compressed with {name}, so its samples cannot be read in any order. {remedy}")
+        raise SourceError(
+            f"{path} is compressed with {name}, so its samples cannot be read in any order. {remedy}", file=path
+        )

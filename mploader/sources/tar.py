@@ -22,19 +22,19 @@ class TarShards(Shards):
     ``{"__key__": "a/1", "jpg": ..., "cls": ...}``. As in WebDataset, files without a dot in their name, or
     with one in front, belong to no sample.
 
-    The archive is data: nothing is extracted or unpickled. A sample with a member that is a link, a device,
-    a pipe or a sparse file, or whose name is absolute or has ``..`` in it, raises `SampleError` when it is
-    read. So does a sample with two files of one name. Where a header is damaged or the archive has been
-    cut, nothing behind it can be found: that rest, from the start of the sample that was being read, counts
-    as one sample which raises `SampleError`. An archive without an end mark has been cut, too.
+    Nothing is extracted or unpickled. A sample with a member that is a link, a device, a pipe or a sparse file,
+    or whose name is absolute or has ``..`` in it, raises `SampleError` when it is read. So does a sample with
+    two files of the same name. After a damaged header, or in an archive that has been cut, no further samples
+    can be found: this rest, from the start of the last incomplete sample, counts as one sample that raises
+    `SampleError`. An archive without an end mark has been cut, too.
 
     Args:
         pattern: a path, a glob, a folder (its ``*.tar`` files), or a list of them.
-        rebuild: read the shards through even if their index is current, and accept shards that were cut.
-        save_index: keep the index of shards that were read through, beside them or in the user's cache folder.
+        rebuild: whether to read all shards even if their index is current, and accept shards that were cut.
+        save_index: whether to save the index, in the shards' folder or in the user's cache folder.
 
     Raises:
-        SourceError: see `Shards`; also compressed archives.
+        SourceError: see `Shards`; the archives may also be compressed.
     """
 
     _kind: ClassVar[str] = "tar"
@@ -43,7 +43,7 @@ class TarShards(Shards):
 
     @classmethod
     def scan(cls, path: str) -> ShardScan:
-        """Finds the samples by the headers of the members; their contents are passed over."""
+        """Finds the samples by the headers of the members, without reading their contents."""
         offsets = array("q")
         last_key = None
         end = 0
@@ -60,7 +60,7 @@ class TarShards(Shards):
                     end = member.end
             except TarDamageError as error:
                 damaged, end = True, error.offset
-                # Unless another sample starts there, the one in hand may lack members that are behind the damage.
+                # Unless another sample starts there, the last one may lack members beyond the damage.
                 if offsets and (error.name is None or _key(error.name) == last_key):
                     end = offsets.pop()
             return scanned(scanner, np.array(offsets, np.int64), end, damaged)
@@ -78,13 +78,15 @@ class TarShards(Shards):
                     f"{member.name!r} at byte {member.start} is refused: {member.problem}.",
                 )
             if sample.setdefault("__key__", key) != key:
-                raise self._error(index, "the shard was replaced after the source was made: samples are elsewhere now")
+                raise self._error(
+                    index, "the shard was replaced after the source was made: another sample starts here now"
+                )
             extension = member.name[len(key) + 1 :].lower()
             if extension in sample:
                 raise self._error(index, f"sample {key!r} has two files that end in {extension!r}")
             sample[extension] = record[member.data - start : member.data - start + member.size]
         if not sample:
-            raise self._error(index, "the shard was replaced after the source was made: no sample is here now")
+            raise self._error(index, "the shard was replaced after the source was made: expected a sample here")
         return sample
 
     def _members(self, record: bytes, start: int, index: int) -> Iterator[WorkerEntry]:
@@ -108,20 +110,20 @@ class TarShards(Shards):
 
 
 def _sample_key(member: WorkerEntry) -> str | None:
-    """The key of the sample that a member belongs to; None if to none.
+    """Returns the key of the sample that a member belongs to, or None.
 
-    A refused member that is no file of a sample is one by itself, so that it is shown: it was made to do harm.
+    A refused member outside all samples becomes a sample by itself, so that it is reported: it may be an attack.
     """
     key = None if member.is_directory else _key(member.name)
     return member.name if key is None and member.problem else key
 
 
 def _key(name: str) -> str | None:
-    """What stands before the first dot of a file's name, folder included; None where nothing does.
+    """Returns a file's name up to its first dot, folder included; None if that is empty.
 
-    As the expression ``^((?:.*/|)[^.]+)[.]([^/]*)$`` of webdataset/tariterators.py, whose time grows with the square of
-    the name's length: an archive may hold names of a megabyte. By it a name that begins with a dot has its
-    folder for a key, if no dot is in that.
+    Equals the expression ``^((?:.*/|)[^.]+)[.]([^/]*)$`` of webdataset/tariterators.py, without its time that grows
+    with the square of the name's length: an archive may hold names of a megabyte. By it the key of a name that begins
+    with a dot is its folder, if that has no dot.
     """
     folder, slash, file = name.rpartition("/")
     stem, dot, _ = file.partition(".")

@@ -1,8 +1,8 @@
 """The members of a tar archive, read from their headers and never extracted.
 
-Understands ustar, pax and GNU archives, as far as data sets need them (POSIX.1-2017 pax, "ustar Interchange
+Reads ustar, pax and GNU archives, as far as data sets need them (POSIX.1-2017 pax, "ustar Interchange
 Format"; https://www.gnu.org/software/tar/manual/html_node/Standard.html). Names, links and devices in an
-archive are only ever text: nothing here, or in what uses it, opens a path that an archive names.
+archive are only text: neither this module nor its users open a path that an archive names.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 BLOCK = 512
-MAX_EXTENDED_BYTES = 1 << 20  # of pax and GNU headers of one member: more are made to exhaust memory
-_MAX_PADDING = 1 << 20  # of zeros behind the end mark; tar pads to its record size, 10 KiB unless told otherwise
+MAX_EXTENDED_BYTES = 1 << 20  # of pax and GNU headers of one member: more would be an attack on memory
+_MAX_PADDING = 1 << 20  # of zeros after the end mark; tar pads to its record size, 10 KiB unless told otherwise
 _MAX_SIZE = 1 << 62
 
 _REGULAR = (b"0", b"\0", b"7")
@@ -26,11 +26,11 @@ _WITHOUT_DATA = {
     b"6": "a named pipe",
 }
 
-Read = Callable[[int, int], bytes]  # (offset, size): as many bytes as there are, up to size
+Read = Callable[[int, int], bytes]  # (offset, size) -> up to size bytes, fewer at the end
 
 
 class TarDamageError(ValueError):
-    """The archive cannot be read beyond `offset`, where the headers of the member `name` start, if that is known."""
+    """The archive cannot be read from `offset` on, where the headers of a member start; `name` if it is known."""
 
     def __init__(self, offset: int, what: str, name: str | None = None):
         super().__init__(f"at byte {offset}, {what}")
@@ -48,28 +48,28 @@ class WorkerEntry:
     size: int  # bytes of content
     end: int  # byte after its last block
     is_directory: bool
-    problem: str | None  # why it is no usable file
+    problem: str | None  # why it is not a usable file
 
 
 def members(read: Read, start: int, end: int, *, is_part: bool = False) -> Iterator[WorkerEntry]:
-    """The members between two bytes of an archive, in order.
+    """Yields the members between two bytes of an archive, in order.
 
     Args:
-        read: gives bytes of the archive by offset.
+        read: returns bytes of the archive.
         start: byte of a header.
         end: byte after the last one that may be read.
-        is_part: `end` is the end of some members and not of the archive, so that no end mark is wanted.
+        is_part: whether `end` is the end of some members and not of the archive, so that no end mark is expected.
 
     Raises:
-        TarDamageError: a header is damaged or a member reaches beyond `end`; or the archive has no end
-            mark, or something behind it.
+        TarDamageError: a header is damaged, a member reaches beyond `end`, the archive has no end mark, or data
+            follow it.
     """
     position = start
     while position < end or not is_part:
         header = read(position, BLOCK)
         if len(header) < BLOCK or position + BLOCK > end:
             raise TarDamageError(
-                position, f"{end - position} bytes are left, and no end mark is there: it has been cut"
+                position, f"expected a header or an end mark, got {end - position} bytes: the archive has been cut"
             )
         if not any(header):
             _check_end(read, position, end)
@@ -81,7 +81,7 @@ def members(read: Read, start: int, end: int, *, is_part: bool = False) -> Itera
 
 @dataclass
 class _Extended:
-    """What the headers in front of a member's own say about it."""
+    """What the headers before a member's own state about it."""
 
     name: str | None = None
     size: int | None = None
@@ -96,21 +96,21 @@ def _member(read: Read, start: int, end: int) -> WorkerEntry:
     is_directory = kind == _DIRECTORY or (kind == b"\0" and name.endswith("/"))
     data = position + BLOCK
     if is_directory or kind in _WITHOUT_DATA:
-        size = 0  # whatever the field says, nothing follows
+        size = 0  # nothing follows, whatever the field says
     elif extended.size is not None:
         size = extended.size
     if kind == _SPARSE:
         data = _after_sparse_headers(read, header, data, end)
     if data + size > end:
         left = max(end - data, 0)
-        raise TarDamageError(start, f"{name} has {size} bytes and {left} are left: it has been cut", name)
+        raise TarDamageError(start, f"{name}: expected {size} bytes, got {left}: the archive has been cut", name)
     problem = _kind_problem(kind, extended.sparse, is_directory) or _name_problem(name)
     # The padding of the last member may be missing at the very end, where nothing needs it.
     return WorkerEntry(name, start, data, size, min(data + _blocks(size), end), is_directory, problem)
 
 
 def _extended(read: Read, start: int, end: int) -> tuple[_Extended, int, bytes]:
-    """Reads the headers in front of a member's own; that one comes back with its position."""
+    """Reads the headers before a member's own. Returns them, and the offset and content of that one."""
     extended = _Extended()
     position, total = start, 0
     while True:
@@ -121,7 +121,7 @@ def _extended(read: Read, start: int, end: int) -> tuple[_Extended, int, bytes]:
             return extended, position, header
         total += size + BLOCK
         if total > MAX_EXTENDED_BYTES:
-            raise TarDamageError(start, f"extended headers take over {MAX_EXTENDED_BYTES} bytes, which is refused")
+            raise TarDamageError(start, f"extended headers take over {MAX_EXTENDED_BYTES} bytes, the maximum")
         if size > end - position - BLOCK:
             raise TarDamageError(start, "the archive ends within an extended header: it has been cut")
         content = read(position + BLOCK, size)
@@ -135,13 +135,13 @@ def _extended(read: Read, start: int, end: int) -> tuple[_Extended, int, bytes]:
 def _apply_pax(extended: _Extended, values: dict[str, str], is_global: bool, start: int) -> None:
     if is_global:
         if {"path", "size"} & values.keys():
-            raise TarDamageError(start, "a global header names or sizes all members, which no tar program writes")
+            raise TarDamageError(start, "a global header sets the name or size of all members, as no tar program does")
         return
     extended.name = values.get("path") or extended.name
     extended.sparse |= any(key.startswith("GNU.sparse.") for key in values)
     if (size := values.get("size")) is not None:
         if not (size.isascii() and size.isdigit() and len(size) < 19):
-            raise TarDamageError(start, f"the size in a pax header is {size[:30]!r}, no number")
+            raise TarDamageError(start, f"the size in a pax header is {size[:30]!r}, not a number")
         extended.size = int(size)
 
 
@@ -160,7 +160,7 @@ def _blocks(size: int) -> int:
 
 
 def _checked_size(header: bytes, start: int, bytes_left: int) -> int:
-    """The size field of a header whose checksum is right."""
+    """Returns the size field of a header, after a check of its checksum."""
     if len(header) < BLOCK or bytes_left < BLOCK:
         raise TarDamageError(start, "the archive ends within the headers of a member: it has been cut")
     checksum = _number(header[148:156])
@@ -169,15 +169,15 @@ def _checked_size(header: bytes, start: int, bytes_left: int) -> int:
         # Some old programs summed signed bytes.
         signed = total - 256 * sum(byte > 127 for byte in header[:148] + header[156:])
         if checksum != signed:
-            raise TarDamageError(start, "the checksum of a header is wrong: it is damaged, or this is no tar archive")
+            raise TarDamageError(start, "the checksum of a header is wrong: it is damaged, or this is not a tar file")
     size = _number(header[124:136])
     if size is None or size > _MAX_SIZE:
-        raise TarDamageError(start, "the size field of a header is no number")
+        raise TarDamageError(start, "the size field of a header is not a number")
     return size
 
 
 def _number(field: bytes) -> int | None:
-    """Octal digits, or a binary number that a first byte of 128 announces (GNU); None for anything else."""
+    """Reads octal digits, or a binary number after a first byte of 128 (GNU); None for anything else."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.partition(b"\0")[0].strip()
@@ -193,13 +193,13 @@ def _text(field: bytes) -> str:
 
 def _header_name(header: bytes) -> str:
     name = _text(header[:100])
-    # GNU archives keep times where ustar keeps the first part of a long name.
+    # GNU archives store times where ustar stores the first part of a long name.
     prefix = _text(header[345:500]) if header[257:263] == b"ustar\0" else ""
     return f"{prefix}/{name}" if prefix else name
 
 
 def _pax_values(content: bytes, start: int) -> dict[str, str]:
-    """The records ``length key=value newline`` of a pax header."""
+    """Returns the records ``length key=value newline`` of a pax header."""
     values = {}
     position = 0
     while position < len(content) and content[position]:
@@ -220,12 +220,12 @@ def _name_problem(name: str) -> str | None:
     if ".." in name.split("/"):
         return "its name has '..' in it"
     if not name or "\0" in name:
-        return "it has no proper name"
+        return "its name is empty or has a zero byte in it"
     return None
 
 
 def _after_sparse_headers(read: Read, header: bytes, position: int, end: int) -> int:
-    """Old GNU sparse files have more headers behind the first; each says whether another one follows."""
+    """Skips the further headers of old GNU sparse files; each states whether another one follows."""
     more = header[482:483]
     while more not in (b"\0", b"") and position < end:
         more = read(position, BLOCK)[504:505]
@@ -234,8 +234,6 @@ def _after_sparse_headers(read: Read, header: bytes, position: int, end: int) ->
 
 
 def _check_end(read: Read, position: int, end: int) -> None:
-    """Behind the end mark there are zeros only. Other data are lost to every tar program, silently."""
+    """Checks that only zeros follow the end mark. Tar programs silently ignore other data there."""
     if end - position > _MAX_PADDING or any(read(position, end - position)):
-        raise TarDamageError(
-            position, f"an end mark is there and {end - position} bytes, not only of padding, behind it"
-        )
+        raise TarDamageError(position, f"an end mark is followed by {end - position} bytes that are not only padding")

@@ -1,10 +1,10 @@
 """`tf.train.Example` to and from bytes, without TensorFlow.
 
-The message is described here and built by protobuf at run time, in a descriptor pool of its own: TensorFlow
-registers the same message in the default pool, and protobuf refuses to have it there twice.
+The message is described here and built by protobuf at run time, in a separate descriptor pool: TensorFlow
+registers the same message in the default pool, and protobuf refuses a second one there.
 
-Reference: tensorflow/core/example/example.proto and feature.proto. (A parser of the wire format in plain Python was
-tried: it took 29 µs where this one takes 22, for a photograph and three small features.)
+Reference: tensorflow/core/example/example.proto and feature.proto. (A parser in plain Python took 29 µs instead
+of 22, for a photograph and three small features.)
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ _Example = _build_example_class()
 
 
 class MalformedExampleError(ValueError):
-    """The bytes are no `tf.train.Example`."""
+    """The bytes are not a `tf.train.Example`."""
 
 
 def parse_example(data: bytes) -> dict[str, Value]:
@@ -89,7 +89,7 @@ def parse_example(data: bytes) -> dict[str, Value]:
     Returns:
         Name to value: a bytes feature with one value gives bytes, one with none or several a list of bytes;
         an int64 feature a 1-d int64 array and a float feature a 1-d float32 array, of length 1 for a single
-        number. A feature whose kind was never set gives an empty list.
+        number. A feature whose kind is not set gives an empty list.
 
     Raises:
         MalformedExampleError: `data` is not the serialized message.
@@ -146,7 +146,7 @@ def encode_example(features: Mapping[str, Any]) -> bytes:
             feature.float_list.value.extend(array.astype(np.float32).tolist())
         else:
             raise TypeError(
-                f"feature {name!r} is {type(value).__name__} of {array.dtype}; wanted: bytes, str, int, float"
+                f"feature {name!r} is {type(value).__name__} of {array.dtype}: expected bytes, str, int or float"
             )
     data: bytes = message.SerializeToString(deterministic=True)
     return data
@@ -154,5 +154,5 @@ def encode_example(features: Mapping[str, Any]) -> bytes:
 
 def _as_int64(name: str, array: npt.NDArray[Any]) -> list[int]:
     if array.dtype.kind == "u" and array.size and int(array.max()) >= 1 << 63:
-        raise OverflowError(f"feature {name!r} holds {array.max()}, which is no int64")
+        raise OverflowError(f"feature {name!r} holds {array.max()}, which is outside int64")
     return array.astype(np.int64).tolist()  # type: ignore[no-any-return]

@@ -32,20 +32,25 @@ _CRC = struct.Struct("<I")
 
 
 def masked_crc32c(data: bytes) -> int:
-    """The checksum of TFRecords: CRC-32C, rotated and shifted (``Mask`` of crc32c.h in TensorFlow)."""
+    """Returns the checksum of TFRecords: CRC-32C, rotated and shifted (``Mask`` of crc32c.h in TensorFlow)."""
     crc: int = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFF_FFFF
 
 
 def header_problem(header: bytes, bytes_left: int) -> str | None:
-    """What is wrong with a record's header; `bytes_left` are those from its start to the shard's end."""
+    """Explains what is wrong with a record's header, or returns None.
+
+    Args:
+        header: up to HEADER_BYTES bytes.
+        bytes_left: from the start of the record to the end of the shard.
+    """
     if len(header) < HEADER_BYTES or bytes_left < FRAME_BYTES:
-        return f"{bytes_left} bytes are left, which is less than the frame of a record. The shard has been cut."
+        return f"expected at least {FRAME_BYTES} bytes for a record, got {bytes_left}. The shard has been cut."
     length, checksum = _LENGTH_AND_CRC.unpack(header)
     if masked_crc32c(header[:8]) != checksum:
-        return f"the checksum of the length field ({length}) is wrong. It is damaged, or this is no TFRecord."
+        return f"the checksum of the length field ({length}) is wrong. It is damaged, or this is not a TFRecord shard."
     if length > bytes_left - FRAME_BYTES:
-        return f"the record has {length} bytes and {bytes_left - FRAME_BYTES} are left. The shard has been cut."
+        return f"expected a record of {length} bytes, got {bytes_left - FRAME_BYTES}. The shard has been cut."
     return None
 
 
@@ -57,19 +62,18 @@ class TFRecordShards(Shards):
     1-d arrays of int64 and float32, of length 1 for a single number; a feature that was never set is an
     empty list. With ``raw=True`` it is the record's bytes.
 
-    When a length field is damaged or the shard ends within a record, nothing behind that can be found. Such
-    a rest counts as one sample, which raises `SampleError` when it is read, so that ``on_bad_sample``
-    decides about it.
+    After a damaged length field, or if the shard ends within a record, no further records can be found. This
+    rest counts as one sample, which raises `SampleError` when it is read, so that ``on_bad_sample`` applies to it.
 
     Args:
         pattern: a path, a glob, a folder (its ``*.tfrecord``, ``*.tfrecords`` and ``*.tfrecord-*`` files),
             or a list of them.
-        raw: give the bytes of the records instead of parsing them.
-        rebuild: read the shards through even if their index is current, and accept shards that were cut.
-        save_index: keep the index of shards that were read through, beside them or in the user's cache folder.
+        raw: whether to return the bytes of the records instead of parsing them.
+        rebuild: whether to read all shards even if their index is current, and accept shards that were cut.
+        save_index: whether to save the index, in the shards' folder or in the user's cache folder.
 
     Raises:
-        SourceError: see `Shards`; also gzip and zlib compression.
+        SourceError: see `Shards`; the shards may also be compressed.
     """
 
     _kind: ClassVar[str] = "tfrecord"
@@ -82,40 +86,40 @@ class TFRecordShards(Shards):
 
     @classmethod
     def scan(cls, path: str) -> ShardScan:
-        """Finds the records by their length fields; the data are passed over."""
+        """Finds the records by their length fields, without reading the data."""
         offsets = array("q")
-        position = 0
+        offset = 0
         with Scanner(path) as scanner:
             size = scanner.state.size
-            while position < size:
-                header = scanner.read(position, HEADER_BYTES)
-                if header_problem(header, size - position) is not None:
-                    if not position:
+            while offset < size:
+                header = scanner.read(offset, HEADER_BYTES)
+                if header_problem(header, size - offset) is not None:
+                    if not offset:
                         refuse_compressed(
                             path, header, "Write it without compression (JPEG and PNG gain nothing by it)."
                         )
                     break
-                offsets.append(position)
-                position += FRAME_BYTES + int.from_bytes(header[:8], "little")
-            return scanned(scanner, np.array(offsets, np.int64), position, damaged=position < size)
+                offsets.append(offset)
+                offset += FRAME_BYTES + int.from_bytes(header[:8], "little")
+            return scanned(scanner, np.array(offsets, np.int64), offset, damaged=offset < size)
 
     def _sample(self, record: bytes, shard: int, index: int) -> bytes | dict[str, Value]:
         length = int.from_bytes(record[:8], "little")
         if length != len(record) - FRAME_BYTES or masked_crc32c(record[:8]) != _CRC.unpack(record[8:12])[0]:
             raise self._error(
                 index,
-                f"its length field says {length} bytes and the index {len(record) - FRAME_BYTES}. The field "
-                "is damaged, or the shard was replaced after the source was made.",
+                f"expected a record of {len(record) - FRAME_BYTES} bytes, but its length field says {length}. The "
+                "field is damaged, or the shard was replaced after the source was made.",
             )
         data = record[HEADER_BYTES:-4]
         if masked_crc32c(data) != _CRC.unpack(record[-4:])[0]:
             raise self._error(
                 index,
-                f"the checksum of its {length} bytes does not fit. The shard is damaged: copy it again.",
+                f"the checksum of its {length} bytes is wrong. The shard is damaged: copy it again.",
             )
         if self._raw:
             return data
-        # Here, because protobuf costs 20 ms and some MiB in a worker, which only this case needs.
+        # Imported here, because protobuf costs a worker 20 ms and some MiB, and raw=True does not need it.
         from mploader.sources.tf_example import MalformedExampleError, parse_example
 
         try:
@@ -123,7 +127,7 @@ class TFRecordShards(Shards):
         except MalformedExampleError as error:
             raise self._error(
                 index,
-                f"its {length} bytes are no tf.train.Example ({error}). For other records use raw=True.",
+                f"its {length} bytes are not a tf.train.Example ({error}). For other records use raw=True.",
             ) from None
 
     def _why_unreadable(self, shard: int) -> str:

@@ -16,11 +16,11 @@ __all__ = ["TFRecordWriter", "encode_example"]
 class TFRecordWriter:
     """Writes one shard, which appears under its name only when it is complete.
 
-    A context manager: leaving it by an exception removes what was written. An interrupted program leaves at
-    most a file whose name starts with a dot and ends in ``.tmp``, which no pattern of mploader matches.
+    A context manager: an exception in its block removes the unfinished shard. A killed program leaves at most
+    a file whose name starts with a dot and ends in ``.tmp``, which no pattern of mploader matches.
 
     Args:
-        path: where the shard appears; an existing file is replaced.
+        path: of the shard; an existing file is replaced.
     """
 
     def __init__(self, path: PathLike):
@@ -37,7 +37,7 @@ class TFRecordWriter:
         self._file.write(struct.pack("<I", masked_crc32c(record)))
 
     def close(self) -> None:
-        """Flushes to the disk and gives the shard its name. Does nothing the second time."""
+        """Flushes to the disk and gives the shard its name. A second call does nothing."""
         if self._file.closed:
             return
         self._file.flush()
@@ -46,7 +46,7 @@ class TFRecordWriter:
         os.replace(self._temporary, self._path)
 
     def abort(self) -> None:
-        """Removes what was written, unless the shard is complete."""
+        """Removes the unfinished shard. Does nothing after `close`."""
         if not self._file.closed:
             self._file.close()
             os.unlink(self._temporary)

@@ -160,7 +160,7 @@ def test_a_warning_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
     assert main(["index", str(tmp_path / "*.tar")]) == 0
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("mploader: warning: the index of 1 of 1 folders of shards cannot be kept")
+    assert line.startswith("mploader: warning: the index of 1 of 1 folders of shards cannot be saved")
 
 
 def test_a_closed_output_ends_it_quietly(data: Path) -> None:

@@ -95,7 +95,7 @@ def test_tfrecord_shards(data: Path, capsys: pytest.CaptureFixture[str]) -> None
     facts = verify(capsys, data / "tfrecord", status=1)
     data_finding, rest_finding = facts["findings"]
     assert (data_finding["index"], data_finding["file"], data_finding["byte"]) == (4, str(shards[0]), starts[0])
-    assert data_finding["summary"] == "the checksum of its # bytes does not fit"
+    assert data_finding["summary"] == "the checksum of its # bytes is wrong"
     assert (rest_finding["file"], rest_finding["byte"]) == (str(shards[1]), starts[1])
     assert "length field" in rest_finding["error"]
     assert facts["samples"] == COUNT - (PER_SHARD - 5), "an unreadable rest counts as one"
@@ -130,7 +130,7 @@ def test_tar_shards(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [finding["file"] for finding in facts["findings"]] == [str(hostile)] * 2
     picture, refused = facts["findings"]
     assert (picture["index"], picture["byte"]) == (COUNT, 0)
-    assert "text beginning with 'no picture'" in picture["error"]
+    assert "text that begins with 'no picture'" in picture["error"]
     assert "is refused" in refused["error"]
 
 

@@ -198,7 +198,7 @@ def test_a_length_that_lies(length: int, shard: pathlib.Path) -> None:
     assert delivered == [record(number) for number in range(7)]
     ((index, _, error),) = found
     assert index == 7
-    assert f"the record has {length} bytes" in error
+    assert f"expected a record of {length} bytes" in error
 
 
 @pytest.mark.parametrize("policy", ["raise", "drop", "replace"])

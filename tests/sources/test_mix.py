@@ -233,20 +233,20 @@ def test_fingerprints_tell_algebra_apart() -> None:
         (lambda: Mix([3]), "pairs"),  # type: ignore[list-item]
         (lambda: Mix([([1], 1)], length=0), "length=0"),
         (lambda: Mix([([1], 1)], length=1.5), "length=1.5: expected an integer"),  # type: ignore[arg-type]
-        (lambda: Mix(5), "Mix: sources=5: wanted is a dict of source to weight"),  # type: ignore[arg-type]
-        (lambda: Concat(5), "Concat: sources=5: wanted is a list of sources"),  # type: ignore[arg-type]
+        (lambda: Mix(5), "Mix: sources=5: expected a dict of source to weight"),  # type: ignore[arg-type]
+        (lambda: Concat(5), "Concat: sources=5: expected a list of sources"),  # type: ignore[arg-type]
         (lambda: Concat([]), "at least one source"),
         (lambda: Concat([7]), "expected a source"),
         (lambda: Subset([1, 2], []), "choose none"),
-        (lambda: Subset([1, 2], [0.5]), "whole numbers"),
-        (lambda: Subset(range(20), [3, 100, 20]), "2 of the indices, .* 100, .*: wanted are numbers from -20 to 19"),
+        (lambda: Subset([1, 2], [0.5]), "expected integers"),
+        (lambda: Subset(range(20), [3, 100, 20]), "2 of the indices, .* 100, .*: expected -20 to 19"),
         (lambda: Subset(range(20), [-21]), "Subset: 1 of the indices, .* -21, "),
         (lambda: Subset(range(20), range(15, 30)), "Subset: 10 of the indices, .* 20, "),
-        (lambda: Map([1], 3), "cannot be called"),  # type: ignore[arg-type]
+        (lambda: Map([1], 3), "function=3: expected a callable"),  # type: ignore[arg-type]
         (lambda: Map([1], length=3), "length=3"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(make: Any, message: str) -> None:
+def test_invalid_arguments_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         make()
 
