@@ -260,7 +260,7 @@ class StressTest:
 
 def _workers(loader: Loader) -> Workers:
     pids, statistics = loader.worker_pids, loader.statistics()
-    return Workers(pids, [worker.batches for worker in statistics.workers], statistics.slots_leased)
+    return Workers(pids, [worker.batches for worker in statistics.workers], statistics.slots_assigned)
 
 
 def _leftovers(before: tuple[int, int], is_tensorflow: bool) -> list[Check]:

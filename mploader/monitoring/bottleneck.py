@@ -174,9 +174,9 @@ class _Numbers:
         return self.mean(self.statistics.full_waited_s)
 
     @property
-    def lent(self) -> float:
-        """Slots that were lent, on average."""
-        return self.mean(self.statistics.lent_slot_s)
+    def borrowed(self) -> float:
+        """Slots that were borrowed, on average."""
+        return self.mean(self.statistics.borrowed_slot_s)
 
     @property
     def losing(self) -> float:
@@ -352,14 +352,14 @@ def _slots(numbers: _Numbers) -> Diagnosis:
     gain = numbers.gain(1 / numbers.busy if numbers.busy > 0 else 1.0)
     reason = (
         f"no slot was free {numbers.full:.0%} of the time and the workers were busy {numbers.busy:.0%} of it; of "
-        f"{statistics.slots} slots {numbers.lent:.1f} were lent on average, and {statistics.batches_copied} of "
+        f"{statistics.slots} slots {numbers.borrowed:.1f} were borrowed on average, and {statistics.batches_copied} of "
         f"{statistics.batches} batches had to be copied out"
     )
     if statistics.slots < statistics.slots_wanted:
         reason += f"; {statistics.slots_wanted} slots were wanted"
         change = f"{_wanted_memory(statistics)} or more, or a smaller batch_size="
         return _verdict(numbers, Bottleneck.TOO_LITTLE_MEMORY, reason, change, _up_to(numbers, gain), gain)
-    if statistics.batches_copied == 0 and numbers.lent * 2 < statistics.slots:
+    if statistics.batches_copied == 0 and numbers.borrowed * 2 < statistics.slots:
         reason += "; the rest held batches that waited for an earlier one, which took longer than the others"
         change = "even out the work: a larger batch_size=, or the cause of the few samples that take so long"
         return _verdict(numbers, Bottleneck.DECODING, reason, change, _up_to(numbers, gain), gain)

@@ -18,7 +18,7 @@ from mploader.errors import ArgumentError
 from mploader.loader.loader import Loader, check_loader
 from mploader.monitoring.bottleneck import explain
 from mploader.monitoring.statistics import Statistics
-from mploader.monitoring.trace import read_events
+from mploader.monitoring.trace_file import read_events
 
 SCALARS: Mapping[str, Callable[[Statistics], float]] = {
     "loader/samples_per_s": lambda epoch: epoch.samples_per_s,

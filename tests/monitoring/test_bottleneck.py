@@ -254,7 +254,7 @@ def shares(
     )
     return dataclasses.replace(
         statistics, workers=workers, waited_s=statistics.started_s + 10 * waiting, computing_s=10 * (1 - waiting),
-        copied_s=0.0, full_s=10 * full, full_waited_s=10 * stuck, lent_slot_s=20.0, batches=2000,
+        copied_s=0.0, full_s=10 * full, full_waited_s=10 * stuck, borrowed_slot_s=20.0, batches=2000,
     )  # fmt: skip
 
 
@@ -337,7 +337,7 @@ def test_a_loss_counts_by_the_time_that_it_costs() -> None:
     first, second = busy.workers
     losing = dataclasses.replace(busy, workers=(dataclasses.replace(first, restarts=1, batches=1000), second))
     assert explain(dataclasses.replace(losing, start_s=0.5), cpus=2).bottleneck is not Bottleneck.WORKERS_LOST
-    assert explain(dataclasses.replace(losing, start_s=5.0), cpus=2).bottleneck is Bottleneck.WORKERS_LOST  # imports a lot
+    assert explain(dataclasses.replace(losing, start_s=5.0), cpus=2).bottleneck is Bottleneck.WORKERS_LOST
     again = dataclasses.replace(first, restarts=1, batches=1)  # and the batch it was at is made again
     slow = dataclasses.replace(losing, start_s=0.5, workers=(again, dataclasses.replace(second, batches=1)))
     assert explain(slow, cpus=2).bottleneck is Bottleneck.WORKERS_LOST

@@ -19,7 +19,7 @@ def numbers(*workers: dict[str, float], waited_s: float = 9.0, **changes: Any) -
     """100 batches of 8 samples, taken in ten seconds."""
     facts: dict[str, Any] = {
         "batches": 100, "samples": 800, "bytes": 10**6, "waited_s": waited_s, "computing_s": 10 - waited_s,
-        "seconds": 10.0, "slots": 10, "slots_wanted": 10, "slot_bytes": 2**20, "slots_lent": 1, "slots_free": 9,
+        "seconds": 10.0, "slots": 10, "slots_wanted": 10, "slot_bytes": 2**20, "slots_borrowed": 1, "slots_free": 9,
         "batches_copied": 0, "bad_samples": 0, "start_s": 0.3,
         "workers": tuple(WorkerStatistics(**worker) for worker in workers),
     }  # fmt: skip
@@ -35,16 +35,19 @@ def numbers(*workers: dict[str, float], waited_s: float = 9.0, **changes: Any) -
         (numbers(*[BUSY | {"transform_s": 0.5, "read_s": 9.0, "cpu_s": 1.0}] * 2), Bottleneck.READING, "num_workers=4"),
         (numbers(*[BUSY | {"transform_s": 0.5, "read_s": 9.0}] * 2), Bottleneck.READING, "reading cheaper"),
         (numbers(*[BUSY | {"transform_s": 0.5, "write_s": 9.0}] * 2), Bottleneck.WRITING, "elements smaller"),
-        (numbers(*[BUSY | {"cpu_s": 4.7, "queued_s": 4.7}] * 2), Bottleneck.DECODING, "leave the loader more processors"),
+        (numbers(*[BUSY | {"cpu_s": 4.7, "queued_s": 4.7}] * 2), Bottleneck.DECODING, "more processors"),
         (numbers(IDLE, IDLE, slots=2, full_s=8.0, full_waited_s=8.0), Bottleneck.TOO_LITTLE_MEMORY, 'memory="10MiB"'),
         (
-            numbers(IDLE, IDLE, batches_copied=90, copied_s=2.0, waited_s=7.0, full_s=9.0, lent_slot_s=70.0),
+            numbers(IDLE, IDLE, batches_copied=90, copied_s=2.0, waited_s=7.0, full_s=9.0, borrowed_slot_s=70.0),
             Bottleneck.SLOTS_HELD, "keep fewer batches",
         ),
         (numbers(*[IDLE | {"restarts": 20}] * 2), Bottleneck.WORKERS_LOST, "see the log"),
         (numbers(IDLE, IDLE, batches=5000, samples=5000), Bottleneck.HANDING_OVER, "larger batch_size="),
         (numbers(IDLE, IDLE, full_s=8.0, full_waited_s=1.0), Bottleneck.TRAINING, "spread what takes long"),
-        (numbers(IDLE, IDLE, full_s=8.0, full_waited_s=8.0, lent_slot_s=10.0), Bottleneck.DECODING, "even out the work"),
+        (
+            numbers(IDLE, IDLE, full_s=8.0, full_waited_s=8.0, borrowed_slot_s=10.0),
+            Bottleneck.DECODING, "even out the work",
+        ),
         (numbers(IDLE, IDLE, batches=1), Bottleneck.NOTHING_MEASURED, "take some batches first"),
     ],
 )  # fmt: skip

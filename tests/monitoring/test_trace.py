@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 
 from mploader import Loader
-from mploader.engine.ipc import messages
 from mploader.errors import ArgumentError
 from mploader.monitoring import trace as tracing
-from mploader.monitoring.trace import Trace, read_events
+from mploader.monitoring.events import BatchMade, SlotCounts
+from mploader.monitoring.trace import Trace
+from mploader.monitoring.trace_file import read_events
 
 pytestmark = pytest.mark.usefixtures("workers_in_threads")
 
@@ -229,7 +230,7 @@ def test_a_trace_that_cannot_be_written_is_over(tmp_path: pathlib.Path, caplog: 
 def test_every_cut_of_a_file_can_be_read(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "run.json"
     with Trace(path, num_workers=1) as trace:
-        trace.filled(0, messages.Filled(*[1] * 18), 1, {})
+        trace.made(BatchMade(**{**dict.fromkeys(BatchMade._fields, 1), "input": None, "slots": SlotCounts()}))  # type: ignore[arg-type]
         trace.add_span('a {"name": [1]}, \n]', 0, 1000)
         trace.add_span("[", 1000, 2000)
     whole = path.read_text()

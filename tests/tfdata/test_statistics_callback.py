@@ -10,7 +10,7 @@ import pytest
 
 import mploader
 from mploader.errors import ArgumentError
-from mploader.monitoring.trace import read_events
+from mploader.monitoring.trace_file import read_events
 
 pytestmark = pytest.mark.usefixtures("workers_in_threads")
 

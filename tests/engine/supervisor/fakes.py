@@ -11,7 +11,7 @@ from mploader.engine.scheduler.scheduler import Scheduler
 from mploader.engine.supervisor.shared_state import PoolState
 from mploader.engine.supervisor.worker_process import WorkerProcess
 from mploader.engine.supervisor.worker_table import WorkerEntry, WorkerTable
-from mploader.monitoring.statistics import Counters
+from mploader.monitoring.counters import Counters
 
 SLOTS = 4
 BATCH_BYTES = 1000
