@@ -105,7 +105,7 @@ def describe(statistics: Statistics) -> str:
     diagnosis = explain(statistics, resources.usable_cpus())
     line = (
         f"{statistics.samples_per_s:,.0f} samples/s, training waited {diagnosis.waiting:.0%} of its time for data, "
-        f"workers busy {diagnosis.busy:.0%}; limit: {diagnosis.bottleneck.value}"
+        f"workers busy {diagnosis.busy:.0%}; bottleneck: {diagnosis.bottleneck.value}"
     )
     extras = [
         f"{count:,} {name}" for name, count in (("bad samples", statistics.bad_samples),

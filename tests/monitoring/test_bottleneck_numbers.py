@@ -27,9 +27,9 @@ def numbers(*workers: dict[str, float], waited_s: float = 9.0, **changes: Any) -
 
 
 @pytest.mark.parametrize(
-    ("statistics", "limit", "change"),
+    ("statistics", "bottleneck", "change"),
     [
-        (numbers(IDLE, IDLE, waited_s=0.1), Bottleneck.TRAINING, "num_workers=1 would do"),
+        (numbers(IDLE, IDLE, waited_s=0.1), Bottleneck.TRAINING, "num_workers=1 is enough"),
         (numbers(BUSY, BUSY), Bottleneck.DECODING, "transform cheaper"),
         (numbers(BUSY, batches=50), Bottleneck.TOO_FEW_WORKERS, "num_workers=2"),
         (numbers(*[BUSY | {"transform_s": 0.5, "read_s": 9.0, "cpu_s": 1.0}] * 2), Bottleneck.READING, "num_workers=4"),
@@ -43,7 +43,7 @@ def numbers(*workers: dict[str, float], waited_s: float = 9.0, **changes: Any) -
         ),
         (numbers(*[IDLE | {"restarts": 20}] * 2), Bottleneck.WORKERS_LOST, "see the log"),
         (numbers(IDLE, IDLE, batches=5000, samples=5000), Bottleneck.HANDING_OVER, "larger batch_size="),
-        (numbers(IDLE, IDLE, full_s=8.0, full_waited_s=1.0), Bottleneck.TRAINING, "spread what takes long"),
+        (numbers(IDLE, IDLE, full_s=8.0, full_waited_s=1.0), Bottleneck.TRAINING, "spread the slow work"),
         (
             numbers(IDLE, IDLE, full_s=8.0, full_waited_s=8.0, borrowed_slot_s=10.0),
             Bottleneck.DECODING, "even out the work",
@@ -51,9 +51,9 @@ def numbers(*workers: dict[str, float], waited_s: float = 9.0, **changes: Any) -
         (numbers(IDLE, IDLE, batches=1), Bottleneck.NOTHING_MEASURED, "take some batches first"),
     ],
 )  # fmt: skip
-def test_each_limit_is_told_by_its_numbers(statistics: Statistics, limit: Bottleneck, change: str) -> None:
+def test_each_bottleneck_is_found_by_its_numbers(statistics: Statistics, bottleneck: Bottleneck, change: str) -> None:
     diagnosis = explain(statistics, cpus=2)
-    assert diagnosis.bottleneck is limit, diagnosis
+    assert diagnosis.bottleneck is bottleneck, diagnosis
     assert change in diagnosis.change
     assert diagnosis.samples_per_s == pytest.approx(statistics.samples / 10, rel=0.2)
     assert diagnosis.expected >= diagnosis.samples_per_s
@@ -62,13 +62,13 @@ def test_each_limit_is_told_by_its_numbers(statistics: Statistics, limit: Bottle
 def test_no_change_promises_more_than_training_can_take() -> None:
     diagnosis = explain(numbers(BUSY, batches=50, waited_s=1.0), cpus=8)
     assert diagnosis.expected == pytest.approx(diagnosis.samples_per_s / 0.9)
-    assert "where training becomes the limit" in diagnosis.effect
+    assert "where training becomes the bottleneck" in diagnosis.effect
 
 
-def test_a_loss_that_takes_little_is_told_beside_the_limit() -> None:
+def test_a_loss_that_costs_little_is_reported_beside_the_bottleneck() -> None:
     diagnosis = explain(numbers(BUSY | {"restarts": 1}, BUSY), cpus=2)
     assert diagnosis.bottleneck is Bottleneck.DECODING
-    assert "1 worker was lost, which takes little" in diagnosis.reason
+    assert "1 worker was lost, which costs little" in diagnosis.reason
 
 
 def test_more_workers_than_processors_are_not_advised() -> None:
