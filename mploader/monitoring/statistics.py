@@ -39,7 +39,7 @@ class WorkerStatistics:
     """What one worker (with its replacements) has done since the loader was made.
 
     The seconds of the stages, and ``bytes_read``, are estimates where samples are quick (less than 0.2 ms each): the
-    worker times one in sixteen then, which stands for the others.
+    worker times one in nineteen then, which stands for the others.
 
     Attributes:
         batches: batches that it has made.
