@@ -9,10 +9,10 @@ from mploader.tfdata.dataset import as_dataset, tensor_spec
 from mploader.tfdata.distribution import HostShard, distribute
 from mploader.tfdata.generator import from_generator
 from mploader.tfdata.position import Position
+from mploader.tfdata.profile_merge import merge_profile
 
 if TYPE_CHECKING:
     from mploader.tfdata.resume import ResumeCallback
-    from mploader.tfdata.profile_merge import merge_profile
     from mploader.tfdata.statistics_callback import StatisticsCallback
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
     "merge_profile", "tensor_spec",
 ]  # fmt: skip
 
-_NEEDS_KERAS = {"ResumeCallback": "resume", "StatisticsCallback": "statistics_callback", "merge_profile": "profile_merge"}
+_NEEDS_KERAS = {"ResumeCallback": "resume", "StatisticsCallback": "statistics_callback"}
 
 
 def __getattr__(name: str) -> Any:

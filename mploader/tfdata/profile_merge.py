@@ -18,8 +18,8 @@ def merge_profile(
     """Writes a loader's timeline and TensorFlow's profile of the same run into one file for https://ui.perfetto.dev.
 
     TensorFlow counts the times of a profile from its start, and stores that start, in nanoseconds since 1970, with the
-    events (``profile_start_time`` in the plane "Task Environment" of the ``.xplane.pb`` file). The loader's timeline has
-    times since 1970 on the same clock, so adding the start is enough.
+    events (``profile_start_time`` in the plane "Task Environment" of the ``.xplane.pb`` file). The loader's timeline
+    has times since 1970 on the same clock, so adding the start is enough.
 
     Args:
         trace: the file that :meth:`mploader.Loader.trace` has written; it may be incomplete.

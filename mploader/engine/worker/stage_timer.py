@@ -19,8 +19,8 @@ from mploader._util.cpu_time import CpuClock, CpuTimes
 QUICK_NS = 200_000
 """Samples that take less on average, over recent batches, are quick."""
 STRIDE = 19
-"""One quick sample in this number is timed. It is prime, because sources repeat themselves: one that is slow at the first
-sample of each batch, shard or block would otherwise be timed at those samples only, or never."""
+"""One quick sample in this number is timed. It is prime, because sources repeat themselves: one that is slow at the
+first sample of each batch, shard or block would otherwise be timed at those samples only, or never."""
 CPU_NS = 20_000_000
 """The least time between two readings of processor time."""
 _RECENT = 4096
