@@ -17,7 +17,7 @@ from mploader.monitoring.bottleneck import explain
 
 
 class Numbers:
-    """A source that takes its time, without using a processor."""
+    """A source that waits, without using a processor."""
 
     def __init__(self, pause_s: float = 0.0) -> None:
         self.pause_s = pause_s
@@ -153,7 +153,7 @@ def test_workers_that_are_killed_again_and_again_are_the_bottleneck() -> None:
     assert "see the log" in diagnosis.change
 
 
-def test_processors_that_others_use_are_named() -> None:
+def test_other_programs_that_use_the_processors_are_reported() -> None:
     with Loader(Numbers(), calculated_picture, batch_size=4, num_workers=2) as loader:
         sum(1 for _ in loader)
         statistics = loader.statistics()
@@ -169,7 +169,7 @@ def test_processors_that_others_use_are_named() -> None:
     assert "queue for a processor 50%" in diagnosis.reason
 
 
-def test_idle_workers_and_free_slots_leave_the_hand_over() -> None:
+def test_idle_workers_and_free_slots_mean_handing_over() -> None:
     with Loader(Numbers(), picture, batch_size=1, num_workers=2) as loader:
         sum(1 for _ in loader)
         statistics = loader.statistics()
@@ -192,7 +192,7 @@ def test_there_is_no_diagnosis_before_two_batches() -> None:
             assert diagnosis.reason.startswith(f"{delivered}, the first of all left out")
 
 
-def test_the_first_batch_is_not_left_out_where_it_was_counted() -> None:
+def test_the_first_batch_is_not_left_out_if_it_was_counted() -> None:
     with Loader(Numbers(), picture, batch_size=1, num_workers=1) as loader:
         next(iter(loader))
         diagnosis = explain(loader.statistics(), cpus=2)
@@ -221,7 +221,7 @@ def test_a_diagnosis_shows_itself() -> None:
         diagnosis.change = ""  # type: ignore[misc]
 
 
-def test_one_slow_sample_in_many_is_named() -> None:
+def test_one_slow_sample_in_many_is_found() -> None:
     with Loader(Numbers(), sometimes_slow_picture, batch_size=4, num_workers=2) as loader:
         diagnosis = take(loader, 100)
     assert diagnosis.bottleneck is Bottleneck.DECODING, diagnosis
@@ -263,7 +263,7 @@ def test_slots_full_of_ready_batches_are_not_the_fault_of_the_loader() -> None:
     diagnosis = explain(many, cpus=2)
     assert diagnosis.bottleneck is Bottleneck.TRAINING, diagnosis
     assert "handing over 400 batches/s" in diagnosis.reason
-    assert "before it waits" not in diagnosis.effect  # which it does now and then
+    assert "before it waits" not in diagnosis.effect  # it does wait now and then
     diagnosis = explain(shares(measured(), busy=0.2, waiting=0.7, full=0.81, stuck=0.6), cpus=2)
     assert diagnosis.bottleneck is Bottleneck.DECODING, diagnosis
     assert "even out the work" in diagnosis.change
@@ -332,13 +332,13 @@ def test_one_lost_worker_in_a_long_time_is_not_the_bottleneck() -> None:
     assert "20 workers were lost" in losing(20).reason
 
 
-def test_a_loss_counts_by_the_time_that_it_costs() -> None:
+def test_a_lost_worker_counts_by_the_time_that_it_costs() -> None:
     busy = shares(measured(), busy=0.7, waiting=0.9, full=0.0)
     first, second = busy.workers
     losing = dataclasses.replace(busy, workers=(dataclasses.replace(first, restarts=1, batches=1000), second))
     assert explain(dataclasses.replace(losing, start_s=0.5), cpus=2).bottleneck is not Bottleneck.WORKERS_LOST
     assert explain(dataclasses.replace(losing, start_s=5.0), cpus=2).bottleneck is Bottleneck.WORKERS_LOST
-    again = dataclasses.replace(first, restarts=1, batches=1)  # and the batch it was at is made again
+    again = dataclasses.replace(first, restarts=1, batches=1)  # and its batch is made again
     slow = dataclasses.replace(losing, start_s=0.5, workers=(again, dataclasses.replace(second, batches=1)))
     assert explain(slow, cpus=2).bottleneck is Bottleneck.WORKERS_LOST
 

@@ -16,7 +16,7 @@ IDLE: dict[str, float] = {"batches": 50, "busy_s": 2.0, "transform_s": 1.9, "cpu
 
 
 def numbers(*workers: dict[str, float], waited_s: float = 9.0, **changes: Any) -> Statistics:
-    """100 batches of 8 samples, taken in ten seconds."""
+    """100 batches of 8 samples, delivered in ten seconds."""
     facts: dict[str, Any] = {
         "batches": 100, "samples": 800, "bytes": 10**6, "waited_s": waited_s, "computing_s": 10 - waited_s,
         "seconds": 10.0, "slots": 10, "slots_wanted": 10, "slot_bytes": 2**20, "slots_borrowed": 1, "slots_free": 9,

@@ -1,4 +1,4 @@
-"""What a loader says of its work: sums that must agree with what the consumer has seen."""
+"""The statistics of a loader: sums that must agree with what the consumer has seen."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_lost_worker_is_counted_where_it_was() -> None:
         next(run)
         kill_one(loader, 0)
         assert sum(1 for _ in run) == 19
-        for _ in loader:  # gives the replacement time to be started, whenever the kernel tells of the death
+        for _ in loader:  # gives the replacement time to start, whenever the kernel reports the death
             if loader.statistics().restarts:
                 break
         assert loader.statistics().restarts == 1
@@ -104,7 +104,7 @@ def test_the_difference_of_two_snapshots_is_what_happened_between_them() -> None
     assert 0 < between.seconds < before.seconds + 60
 
 
-def test_arrays_that_are_kept_show_as_lent_slots_and_copies() -> None:
+def test_arrays_that_are_kept_show_as_borrowed_slots_and_copies() -> None:
     with Loader(Texts(), slow_picture, batch_size=1, num_workers=1) as loader:
         kept = list(loader)
         statistics = loader.statistics()
@@ -124,7 +124,7 @@ def test_a_snapshot_is_frozen_and_shows_itself() -> None:
         statistics.batches = 0  # type: ignore[misc]
     text = str(statistics)
     assert "10 batches, 40 samples" in text
-    assert len(text.splitlines()) == 4 + 1 + 2  # the loader, the head of the table, two workers
+    assert len(text.splitlines()) == 4 + 1 + 2  # the summary, the head of the table, two workers
     assert page.count("<tr>") == 3
     assert "&lt;Loader: 40 samples" in page
     assert isinstance(statistics.workers[0].read, mploader.Stage)
@@ -168,13 +168,13 @@ class Consumer:
 
 
 def in_ms(counters: Counters) -> dict[str, int]:
-    """What the time went to."""
+    """How the time was spent, in milliseconds."""
     seen = counters.snapshot(FULL)
     names = "waited_s", "computing_s", "copied_s", "started_s", "active_s", "full_s", "borrowed_slot_s"
     return {name[:-2]: round(getattr(seen, name) * 1000) for name in names}
 
 
-def test_the_step_on_the_last_batch_of_a_run_is_computing() -> None:
+def test_the_step_on_the_last_batch_of_an_epoch_is_computing() -> None:
     counters = Counters(1)
     consumer = Consumer(counters)
     for start in range(0, 500, 100):  # epochs of one batch: 1 ms of waiting, 50 ms of training, then a pause
@@ -191,15 +191,15 @@ def test_a_pause_counts_for_nothing() -> None:
     consumer.take(0, 10)
     consumer.take(30, 35, copied_ms=2)
     consumer.end(40)
-    consumer.end(900)  # asked once more
+    consumer.end(900)  # asks once more
     consumer.take(1000, 1001)
-    Consumer(counters).take(2000, 2001)  # of the run before nothing more is heard
+    Consumer(counters).take(2000, 2001)  # the epoch before asks for nothing more
     assert in_ms(counters) == {
         "waited": 15, "computing": 25, "copied": 2, "started": 10, "active": 32, "full": 32, "borrowed_slot": 32
     }  # fmt: skip
 
 
-def test_two_runs_read_in_turn_count_as_one_consumer() -> None:
+def test_two_epoch_iterators_read_in_turn_count_as_one_consumer() -> None:
     counters = Counters(1)
     one, other = Consumer(counters), Consumer(counters)
     for start in range(0, 100, 10):  # each waits 3 ms, and a step of 4 ms has both batches
@@ -226,12 +226,12 @@ def test_two_threads_that_wait_at_the_same_time_wait_once() -> None:
 
 
 class Over:
-    """A listener that wants to see no more."""
+    """A listener that is over."""
 
     is_over = True
 
 
-def test_who_wants_to_see_no_more_is_told_nothing() -> None:
+def test_a_listener_that_is_over_gets_no_events() -> None:
     counters = Counters(1)
     counters.listen(Over())  # type: ignore[arg-type]
     Consumer(counters).take(0, 10)
@@ -249,7 +249,7 @@ def test_epochs_of_one_batch_show_what_training_takes(batch_size: int | None) ->
     assert statistics.computing_s >= 5 * 0.02
 
 
-def test_an_interrupt_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_leaves_no_consumer_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     with Loader(Texts(), slow_picture, batch_size=4, num_workers=1) as loader:
         batches = iter(loader)
         next(batches)
@@ -261,7 +261,7 @@ def test_an_interrupt_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> 
         assert sum(1 for _ in batches) == 9
 
 
-def test_a_difference_is_refused_to_what_is_no_earlier_snapshot() -> None:
+def test_a_difference_needs_an_earlier_snapshot() -> None:
     with Loader(range(4), batch_size=1, num_workers=2) as loader:
         other = loader.statistics()
     with Loader(range(40), batch_size=4, num_workers=1) as loader:

@@ -1,4 +1,4 @@
-"""Keras and TensorFlow beside the loader's own numbers: the callback, and one timeline for both."""
+"""The statistics callback for Keras, and one timeline with TensorFlow's profile."""
 
 from __future__ import annotations
 
