@@ -1,4 +1,4 @@
-"""A generator over chunks of an array on all cores, merged by interleave, as plain TensorFlow and in worker processes.
+"""A generator over chunks of an array, merged by interleave: in plain TensorFlow and in worker processes.
 
     python examples/chunks_of_an_array.py [ROWS]
 
@@ -24,13 +24,13 @@ def spectra(start):
     for row in range(int(start), min(int(start) + CHUNK, ROWS)):
         window = recording[row * 64 : row * 64 + WINDOW] * np.hanning(WINDOW)
         power = np.abs(np.fft.rfft(window))
-        for _ in range(3):  # smoothing: work that holds the interpreter
+        for _ in range(3):  # smoothing: work that holds the interpreter's lock
             power = np.convolve(power, np.ones(9) / 9, mode="same")
         yield power[:1024].astype(np.float32)
 
 
 def measure(dataset):
-    """Reads a dataset against the clock; returns rows a second and a checksum that depends on the order."""
+    """Reads a dataset; returns rows per second and a checksum that depends on the order."""
     started, count, checksum = time.perf_counter(), 0, 0.0
     for batch in dataset:
         count += len(batch)

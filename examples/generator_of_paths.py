@@ -1,9 +1,9 @@
-"""A generator over image paths with preprocessing, as plain from_generator and in worker processes.
+"""A generator over image paths with preprocessing: in plain from_generator and in worker processes.
 
     python examples/generator_of_paths.py [FOLDER]
 
-The code that people have: a generator that opens, decodes and resizes one picture after the other. The generator stays
-as it is but for its argument: it gets its share of the paths, so that several can run at once.
+The generator opens, decodes and resizes one picture after the other. Only its argument changes: it gets a share of the
+paths, so that several generators can run at once.
 """
 
 import pathlib
@@ -27,7 +27,7 @@ def pictures(paths):
 
 
 def measure(dataset):
-    """Reads a dataset twice, the second time against the clock; returns pictures a second and their sum."""
+    """Reads a dataset twice and measures the second time; returns pictures per second and their sum."""
     for _ in range(2):
         started, count, total = time.perf_counter(), 0, 0
         for batch in dataset:

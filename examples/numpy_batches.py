@@ -2,7 +2,7 @@
 
     python examples/numpy_batches.py [FOLDER]
 
-Without a folder, photograph-like data are made in a temporary one.
+Without a folder, synthetic pictures are made in a temporary one.
 """
 
 import sys

@@ -1,9 +1,9 @@
-"""Sequences of different lengths, padded and ragged, as plain TensorFlow and in worker processes.
+"""Sequences of different lengths, padded and ragged: in plain TensorFlow and in worker processes.
 
     python examples/sequences.py [SAMPLES]
 
-Each sample is a text that is cut into pieces and turned into numbers in Python. Workers pad (or string together) the
-batch straight in shared memory.
+Each sample is a text that Python cuts into pieces and turns into numbers. Workers write the padded (or ragged) batch
+directly into shared memory.
 """
 
 import sys
@@ -27,7 +27,7 @@ def tokens(sample):
 
 
 def measure(dataset):
-    """Reads a dataset against the clock; returns samples a second and the sum of all numbers."""
+    """Reads a dataset; returns samples per second and the sum of all numbers."""
     started, count, total = time.perf_counter(), 0, 0
     for batch in dataset:
         count += int(batch.shape[0])

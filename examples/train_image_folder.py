@@ -2,7 +2,7 @@
 
     python examples/train_image_folder.py [FOLDER]
 
-Without a folder, photograph-like data are made in a temporary one.
+Without a folder, synthetic pictures are made in a temporary one.
 """
 
 import sys

@@ -2,7 +2,7 @@
 
     python examples/train_tfrecord.py [PATTERN]
 
-Without a pattern, photograph-like shards are made in a temporary folder.
+Without a pattern, shards of synthetic pictures are made in a temporary folder.
 """
 
 import sys
@@ -18,9 +18,9 @@ crop = RandomResizedCrop(128, 128, scale=(0.3, 1.0))
 
 
 def prepare(record, rng):
-    """Makes an element of a record. Any function will do; with all randomness from rng, every run is the same.
+    """Makes an element from a record. It may be any function; if all its random numbers come from rng, runs are equal.
 
-    The workers get it without running this script again, so no `if __name__ == "__main__"` is needed.
+    Workers get it without running this script again, so `if __name__ == "__main__"` is not needed.
     """
     return crop(record["image/encoded"], rng), record["image/class/label"][0]
 

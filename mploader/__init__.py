@@ -4,22 +4,23 @@ Worker processes read shards, decode and preprocess, and write finished batches 
 them without a copy. Nothing is lost when a worker dies, and the order of batches depends on (source, seed, epoch,
 position) only. ``import mploader`` does not import TensorFlow.
 
-The way of a batch, one module a step; read them in this order::
+The folders, in the order in which the data pass through them; a folder imports only those above it, but for the public
+``Loader``, which lies above ``tfdata``::
 
-    plan         which samples make up batch 17 of epoch 2: pure arithmetic
-    sources      the bytes of one sample; the only code that opens data files
-    images       decode, resize, crop, flip
-    batch        writes elements into a slot, reads batches out of it
-    shapes       the same for components whose shape varies: padded, ragged
-    layout       which component is stored how
-    arena        the shared memory: slots, lent until the last array is gone
-    worker       the child's loop: receive, fill, report
-    process      starts, watches and ends one worker
-    schedule     who owns which task and which slot: a state machine without I/O
-    supervisor   the one thread that talks to workers (with intake: what they say; losses: how they end)
-    pool         what the loader sees of all that
-    loader       the object that users hold
-    tfdata       the hand-off to TensorFlow
+    sampling/    which samples make up batch 17 of epoch 2: pure arithmetic
+    sources/     the bytes of one sample; the only code that opens data files
+    images/      decode, resize, crop, flip
+    batching/    writes elements into a slot, reads batches out of it
+    engine/      the worker processes
+      ipc/         what crosses between trainer and workers: messages, shared memory, reports
+      worker/      what runs in a worker: receive, fill, report
+      scheduler/   which worker makes what, and into which slot: state machines without I/O
+      supervisor/  the one thread of the trainer that talks to workers, and the pool that consumers see
+    monitoring/  statistics, what limits throughput, timelines
+    loader/      what an epoch is, progress and checkpoints, the epoch iterator; ``Loader``, the object that users hold
+    tfdata/      the hand-off to TensorFlow
+    cli/         the command
+    testing/     tools for the tests of users
 """
 
 from __future__ import annotations
@@ -44,15 +45,15 @@ if TYPE_CHECKING:
         WorkerError,
     )
     from mploader.images import apply_to
+    from mploader.loader.image_directory import image_dataset_from_directory
     from mploader.loader.loader import Loader
+    from mploader.loader.pydataset import from_pydataset
     from mploader.monitoring.bottleneck import Bottleneck, Diagnosis
     from mploader.monitoring.statistics import Stage, Statistics, WorkerStatistics
     from mploader.monitoring.trace import Trace
     from mploader.sampling.bucketing import BucketBy
     from mploader.sampling.samplers import ShardShuffle
     from mploader.tfdata import from_generator
-    from mploader.tfdata.image_directory import image_dataset_from_directory
-    from mploader.tfdata.pydataset import from_pydataset
 
 __all__ = [
     "ArgumentError",
@@ -105,8 +106,8 @@ _HOMES = {
     "Diagnosis": "monitoring.bottleneck",
     "WorkerStatistics": "monitoring.statistics",
     "apply_to": "images",
-    "from_pydataset": "tfdata.pydataset",
-    "image_dataset_from_directory": "tfdata.image_directory",
+    "from_pydataset": "loader.pydataset",
+    "image_dataset_from_directory": "loader.image_directory",
 }
 
 

@@ -35,6 +35,7 @@ class LoaderError(Exception):
         file: path or URL of the file that the sample lies in.
         byte: offset of the sample in that file.
         kind: name of the original exception's class, as ``"ValueError"``.
+        reason: message of the original exception.
         traceback: traceback of the original exception in the worker, as text.
         worker: name of the worker, as ``"worker 3"``.
 
@@ -49,6 +50,7 @@ class LoaderError(Exception):
         file: str | None = None,
         byte: int | None = None,
         kind: str | None = None,
+        reason: str | None = None,
         traceback: str | None = None,
         worker: str | None = None,
     ) -> None:
@@ -57,6 +59,7 @@ class LoaderError(Exception):
         self.file = file
         self.byte = byte
         self.kind = kind
+        self.reason = reason
         self.traceback = traceback
         self.worker = worker
 

@@ -153,9 +153,7 @@ def nothing_is_left() -> Iterator[None]:
 def no_loader_outlives_its_test() -> Iterator[None]:
     """Closes what a test left open, so that its workers do not run beside the next test."""
     yield
-    places = (("mploader.loader.loader", "_open_loaders"), ("mploader.loader.generator_pool", "_open_pools"))
-    modules = [sys.modules[name] for name, left in places if name in sys.modules and getattr(sys.modules[name], left)]
-    for module in modules:
-        module.close_all()
-    if modules:
+    open_pools = sys.modules.get("mploader.loader.open_pools")
+    if open_pools is not None and open_pools.count():
+        open_pools.close_all()
         gc.collect()

@@ -34,7 +34,7 @@ def rich(shard: int) -> Iterator[dict[str, Any]]:
 
 def slow_count(length: int) -> Iterator[int]:
     for number in range(length):
-        time.sleep(0.005)  # several blocks a stream: a block is sent off after 50 ms
+        time.sleep(0.005)  # several blocks of an input: a block is sent off after 50 ms
         yield 1000 * length + number
 
 

@@ -27,7 +27,7 @@ LAYERS: list[list[str]] = [
     ["engine.supervisor"],
     ["loader"],
     ["tfdata"],
-    ["loader.loader"],
+    ["loader.loader", "loader.image_directory", "loader.pydataset"],
     ["cli", "testing", "__main__"],
 ]
 PREFIXES = {prefix: number for number, layer in enumerate(LAYERS) for prefix in layer}
@@ -57,7 +57,8 @@ def imports(path: pathlib.Path) -> Iterator[str]:
             continue
         for name in names:
             first, _, inner = name.partition(".")
-            if first == "mploader" and inner:
+            is_extension = (PACKAGE / f"{inner.replace('.', '/')}.pyi").exists()  # written in C, imports nothing
+            if first == "mploader" and inner and not is_extension:
                 yield inner if inner in MODULES else inner.rpartition(".")[0]
 
 

@@ -45,5 +45,5 @@ def test_train_tfrecord(data: Path, tmp_path: Path) -> None:
     assert "Epoch 2/2" in out
 
 
-def test_numpy_batches_makes_data_if_none_are_given(tmp_path: Path) -> None:
+def test_numpy_batches_makes_data_without_a_folder(tmp_path: Path) -> None:
     assert "300 images, mean [0." in run_example("numpy_batches.py", temporary=tmp_path)

@@ -1,4 +1,4 @@
-"""What the README says is so: its commands, its examples, its names."""
+"""The README is true: its commands, its examples, its names."""
 
 from __future__ import annotations
 

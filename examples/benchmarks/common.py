@@ -1,7 +1,7 @@
-"""What the benchmarks share: arguments, photographs, medians, tables, plots.
+"""Shared by the benchmarks: arguments, photographs, medians, tables, plots.
 
-Every benchmark is a script that answers one question. It prints a table; ``--json`` prints the figures behind it
-instead, ``--plot FILE.png`` draws them.
+Every benchmark is a script that answers one question. It prints a table; ``--json`` prints the figures as JSON instead,
+and ``--plot FILE.png`` draws them.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Row:
 
     Attributes:
         name: what was measured.
-        values: one figure a round, in the unit of the table.
-        extra: further columns, by their heading.
-        note: why there is no figure, or what to know about it.
+        values: one figure per round, in the unit of the table.
+        extra: further columns, by heading.
+        note: why there is no figure, or a remark about it.
     """
 
     name: str
@@ -44,14 +44,14 @@ class Row:
 
     @property
     def median(self) -> float:
-        """The median over the rounds; NaN without any."""
+        """The median over the rounds; NaN without values."""
         return statistics.median(self.values) if self.values else float("nan")
 
 
 def parser(doc: str | None, *, rounds: int, seconds: float | None = None) -> argparse.ArgumentParser:
-    """Returns a parser with the options that benchmarks have in common."""
+    """Returns a parser with the options that all benchmarks have."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--rounds", type=int, default=rounds, help="how often each is measured, in turn")
+    made.add_argument("--rounds", type=int, default=rounds, help="how many times each is measured, in turn")
     if seconds is not None:
         made.add_argument("--seconds", type=float, default=seconds, help="length of one measurement")
     made.add_argument("--json", action="store_true", help="print the figures as JSON")
@@ -60,14 +60,14 @@ def parser(doc: str | None, *, rounds: int, seconds: float | None = None) -> arg
 
 
 def add_loader_arguments(made: argparse.ArgumentParser) -> None:
-    """Adds the size of the work: workers, batch size, data."""
-    made.add_argument("--workers", type=int, default=2, help="worker processes, or threads where a peer has those")
-    made.add_argument("--batch-size", type=int, default=64)
-    made.add_argument("--data", type=Path, help="a folder of JPEG files in class folders; none: some are made")
+    """Adds the options for the size of the work: workers, batch size, data."""
+    made.add_argument("--workers", type=int, default=2, help="worker processes, or threads for peers that use threads")
+    made.add_argument("--batch-size", type=int, default=64, help="samples in a batch")
+    made.add_argument("--data", type=Path, help="a folder of JPEG files in class folders (default: synthetic ones)")
 
 
 def photographs(data: Path | None, count: int = SYNTHESIZED) -> Path:
-    """Returns the folder of pictures; without one given, makes ``count`` photograph-like ones and keeps them."""
+    """Returns ``data``, or a folder with ``count`` synthetic pictures, which are made once and kept."""
     if data is not None:
         return data
     made = Path(tempfile.gettempdir()) / f"mploader-benchmark-{count}"
@@ -79,9 +79,9 @@ def photographs(data: Path | None, count: int = SYNTHESIZED) -> Path:
 
 
 class Photographs:
-    """The files of a folder, some times over, as ``(encoded bytes, label)``.
+    """The files of a folder as samples ``(encoded bytes, label)``.
 
-    Repeated so that an epoch is long: what a loader does between epochs is another question (epoch_boundary.py).
+    The files are repeated so that an epoch is long: pauses between epochs are measured by epoch_boundary.py.
     """
 
     def __init__(self, folder: Path, samples: int) -> None:
@@ -104,11 +104,11 @@ def report(args: argparse.Namespace, title: str, unit: str, rows: Sequence[Row],
 
     Args:
         args: the parsed options.
-        title: the question.
-        unit: of the figures.
-        rows: what was measured.
-        to: the name of the row that ratios refer to; None: no ratios.
-        decimals: digits after the point.
+        title: title of the table.
+        unit: unit of the figures.
+        rows: the measurements.
+        to: name of the row that ratios refer to; None: no ratios.
+        decimals: digits after the decimal point.
         notes: lines below the table.
     """
     about = [machine(), *notes]
@@ -149,14 +149,14 @@ def _table(title: str, unit: str, rows: Sequence[Row], to: str | None, decimals:
 
 
 def ratio(row: Row, reference: Row) -> float:
-    """The median over the rounds of the ratio inside one round, which a busy machine disturbs least."""
+    """The median of the ratios of each round. A busy machine disturbs it less than the ratio of the medians."""
     return statistics.median(
         value / other for value, other in zip(row.values, reference.values, strict=False) if other
     )
 
 
 def machine() -> str:
-    """Names the machine and the versions, without which a figure means nothing."""
+    """The machine and the versions that the figures depend on."""
     model = platform.machine()
     with open("/proc/cpuinfo") as file:
         model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), model)
@@ -169,7 +169,7 @@ def machine() -> str:
 def _version(name: str) -> str:
     try:
         return metadata.version(name)
-    except metadata.PackageNotFoundError:  # or it is there under another name, such as opencv-python
+    except metadata.PackageNotFoundError:  # or it is installed under another name, such as opencv-python
         return "not installed"
 
 

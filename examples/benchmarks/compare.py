@@ -1,28 +1,28 @@
-"""How many images a second come out of each loader, and how far is that from what the decoder can do?
+"""How many images a second does each loader deliver, and what share of the decoder's limit is that?
 
     python examples/benchmarks/compare.py --data PHOTOS [--crop] [--plot compare.png]
 
-Every contender reads the same JPEG files and makes uint8 batches of 64 x 224 x 224 x 3. The limit is as many bare
-processes as workers that read, decode (simplejpeg), resize with antialiasing (OpenCV) and drop the pixels; they share
-no code with mploader and hand nothing over. They decode whole pictures at full size, which for pictures of ImageNet's
-size and no crop is all that can be done; what a crop does not need may be left out, so it can be faster. All peers call
-the same decode function; tf.data's own pipeline resizes once with antialiasing, which is the same work, and once
-without, which is less. With ``--crop`` the work is a random-resized crop, and tf.data decodes only the crop
+Every contender reads the same JPEG files and makes uint8 batches of 64 x 224 x 224 x 3. The decoder's limit is the
+rate of as many bare processes as workers that read, decode (simplejpeg), resize with antialiasing (OpenCV) and drop
+the pixels; they share no code with mploader and hand nothing over. They decode whole pictures at full size. Without a
+crop, pictures of ImageNet's size allow nothing faster; a crop does, because parts of the picture need not be decoded.
+All peers call the same decode function; tf.data's own pipeline resizes once with antialiasing, which is the same work,
+and once without, which is less. With ``--crop`` the work is a random-resized crop, and tf.data decodes only the crop
 (``tf.image.decode_and_crop_jpeg``).
 
-Equal work is checked on the first batches: shape, dtype, the same images with the same labels, and pixels within a mean
-of 4 of 255 of mploader's (for crops, which are random, the labels, and the mean brightness within 12).
+Equal work is checked on the first batches: shape, dtype, the same images with the same labels, and pixels within a
+mean of 4 of 255 of mploader's (for crops, which are random: the labels, and the mean brightness within 12).
 
-Latest, on two cores of an AMD EPYC, 110 kB pictures, medians of five rounds: images a second, part of the limit::
+Latest, on two cores of an AMD EPYC, 110 kB pictures, medians of five rounds: images/s, share of the decoder's limit::
 
-    limit                         1,114  1.00      mploader, NumPy            1,073  0.96
+    the decoder's limit           1,114  1.00      mploader, NumPy            1,073  0.96
     mploader                      1,078  0.97      PyTorch DataLoader           987  0.88
     tf.data, C++                    617  0.56      Grain                        765  0.69
     tf.data, C++, aliased         1,164  1.04      SPDL, threads                643  0.58
     Keras PyDataset                 612  0.55      Pool.imap + from_generator   479  0.43
     Hugging Face to_tf_dataset      355  0.32      from_generator               294  0.26
 
-    --crop: limit                 1,370  1.00      mploader                   1,457  1.05
+    --crop: the decoder's limit   1,370  1.00      mploader                   1,457  1.05
             tf.data, C++            794  0.58      PyTorch DataLoader         1,291  0.93
             tf.data, C++, aliased 1,370  1.00
 """
@@ -39,11 +39,13 @@ from typing import Any
 
 import common
 import contenders
+import equal_work
 import numpy as np
 import peers
 from common import Photographs
-from contenders import Figures, First, Measure, SetUp
+from contenders import Figures, Measure, SetUp
 from decoding import SIZE, bare_crop, bare_image, random_crop, read, whole_image
+from equal_work import First
 
 SAMPLES = 120_000
 KEPT_BYTES = 32 * 2**20
@@ -51,7 +53,7 @@ TOLERANCE = 4.0
 CROP_TOLERANCE = 12.0
 
 
-class Limit:
+class DecoderLimit:
     """Bare processes that decode, resize and do nothing else."""
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -60,7 +62,7 @@ class Limit:
         decode = bare_crop if args.crop else bare_image
         images = [decode(read(path)) for path in paths[: contenders.FIRST_BATCHES * args.batch_size]]
         self.first = First(np.stack(images))
-        # The C library keeps what a decoder frees, as in mploader's workers; without it the limit is an eighth lower.
+        # The C library keeps freed memory, as in mploader's workers. Without this the limit is an eighth lower.
         os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(KEPT_BYTES), "MALLOC_TRIM_THRESHOLD_": str(KEPT_BYTES)}
         spawn = multiprocessing.get_context("spawn")
         self._pipes = []
@@ -96,7 +98,7 @@ def photographs(args: argparse.Namespace) -> Photographs:
 
 
 def tf_data(args: argparse.Namespace, *, antialias: bool = False) -> Measure:
-    """tf.data's own C++ pipeline, AUTOTUNE everywhere."""
+    """tf.data's own C++ pipeline, with AUTOTUNE."""
     import tensorflow as tf
 
     source = photographs(args)
@@ -122,7 +124,7 @@ def tf_data(args: argparse.Namespace, *, antialias: bool = False) -> Measure:
 
 
 def through(peer: Any) -> SetUp:
-    """Lets a peer of peers.py do this benchmark's work."""
+    """Sets a peer of peers.py up for the work of this benchmark."""
 
     def set_up(args: argparse.Namespace) -> Measure:
         transform = random_crop if args.crop else whole_image
@@ -134,7 +136,7 @@ def through(peer: Any) -> SetUp:
 
 
 CONTENDERS: dict[str, SetUp] = {
-    "limit": Limit,
+    "the decoder's limit": DecoderLimit,
     "mploader": through(peers.mploader_dataset),
     "mploader, NumPy": through(peers.mploader_numpy),
     "SPDL, threads": through(peers.spdl_pipeline),
@@ -150,20 +152,17 @@ CONTENDERS: dict[str, SetUp] = {
 
 
 def main() -> None:
-    """Entry point."""
+    """Runs the benchmark."""
     parser = common.parser(__doc__, rounds=5, seconds=3.0)
     common.add_loader_arguments(parser)
     contenders.add_arguments(parser)
     parser.add_argument("--crop", action="store_true", help="random-resized crop instead of the whole image")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="length of an epoch; the files are repeated")
     args = parser.parse_args()
-    if args.serve:
-        contenders.serve(args, CONTENDERS)
-        return
-    check = contenders.same_brightness(CROP_TOLERANCE) if args.crop else contenders.same_pixels(TOLERANCE)
+    check = equal_work.same_brightness(CROP_TOLERANCE) if args.crop else equal_work.same_pixels(TOLERANCE)
     rows = contenders.run(args, CONTENDERS, "samples/s", check=check, reference="mploader")
     title = "Random-resized crop of JPEG files" if args.crop else "Decode and resize JPEG files"
-    common.report(args, f"{title}, {args.workers} workers", "images/s", rows, to="limit", decimals=0)
+    common.report(args, f"{title}, {args.workers} workers", "images/s", rows, to="the decoder's limit", decimals=0)
 
 
 if __name__ == "__main__":

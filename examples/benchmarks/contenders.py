@@ -1,9 +1,9 @@
-"""Runs contenders in turn, each in a process of its own that stands still while another is measured.
+"""Runs contenders in turn, each in a process of its own that is stopped while another is measured.
 
-A benchmark names its contenders: functions that set something up and return how to measure it for some seconds. Each is
-set up once, in a fresh interpreter (the benchmark itself, started with ``--serve NAME``), and then measured in
-every round: A B C, A B C, ... Between its turns a contender and all its workers are stopped by a signal, so that what
-one makes ahead of time or polls for costs nobody else.
+A benchmark names its contenders: functions that set something up and return a function that measures it for some
+seconds. Each is set up once, in a fresh interpreter (the benchmark itself, started with ``--serve NAME``), and then
+measured in every round: A B C, A B C, ... Between its turns a contender and all its workers are stopped by a signal, so
+that work that one does ahead of time does not slow down another.
 """
 
 from __future__ import annotations
@@ -17,37 +17,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import psutil
 from common import Row
+from equal_work import Check, First
 from rich.console import Console
 
 Figures = dict[str, float]
-Images = np.ndarray[Any, Any]
-
-
-class First(NamedTuple):
-    """The first batches of a contender, to check that all do the same work.
-
-    Attributes:
-        images: (images, height, width, 3).
-        labels: (images,); empty for a contender that makes none.
-    """
-
-    images: Images
-    labels: np.ndarray[Any, Any] = np.empty(0, np.int64)
-
-    @classmethod
-    def of(cls, batches: Iterable[Any]) -> First:
-        """Joins batches ``(images, labels)``."""
-        images, labels = (np.concatenate([np.array(part) for part in parts]) for parts in zip(*batches, strict=True))
-        return cls(images, labels)
-
-
-Check = Callable[[First, First], str]
-"""Compares the first batches of a contender with those of the reference; returns a remark."""
 
 
 class Measure(Protocol):
@@ -62,27 +40,30 @@ class Measure(Protocol):
 
 
 SetUp = Callable[[argparse.Namespace], Measure]
-"""Sets a contender up and returns the function that measures it. A ModuleNotFoundError means skipped."""
+"""Sets a contender up and returns the function that measures it. After a ModuleNotFoundError it is skipped."""
 
 Once = Callable[[argparse.Namespace], Figures]
-"""Measures something that can be measured once in a process, like a start."""
+"""Measures something that can be measured once in a process, such as a start."""
 
 SETTLE_S = 1.0
 FIRST_BATCHES = 2
-"""Compared between contenders: two, since one of two workers may make every second sample."""
+"""How many batches are compared between contenders: two, as one of two workers may make every second sample."""
 
 
 def run(
     args: argparse.Namespace, contenders: Mapping[str, SetUp], figure: str, *, check: Check, reference: str
 ) -> list[Row]:
-    """Measures every contender ``args.rounds`` times, in turn.
+    """Measures every contender ``args.rounds`` times, in turn. Does not return in the process of a contender.
 
     Args:
-        args: the parsed options; ``serve`` and ``only`` as :func:`add_arguments` makes them.
+        args: the parsed options, with those of :func:`add_arguments`.
         contenders: by name, in the order of the table.
-        figure: which of the figures is the row's value; the medians of others are in ``extra``.
-        check: whether a contender does the same work as the one called ``reference``.
+        figure: which figure is the value of the row. The medians of the others are in its ``extra``.
+        check: compares the first batches of a contender with those of ``reference``.
+        reference: name of the contender that the others are compared with.
     """
+    if args.serve:
+        _serve(args, contenders)
     names = [name for name in contenders if not args.only or name in args.only]
     rows = {name: Row(name) for name in names}
     others: dict[str, list[Figures]] = {name: [] for name in names}
@@ -120,6 +101,8 @@ def run(
 
 def run_fresh(args: argparse.Namespace, contenders: Mapping[str, Once], figure: str) -> list[Row]:
     """As :func:`run`, with a fresh interpreter for every measurement."""
+    if args.serve:
+        _serve_once(args, contenders)
     names = [name for name in contenders if not args.only or name in args.only]
     rows = {name: Row(name) for name in names}
     others: dict[str, list[Figures]] = {name: [] for name in names}
@@ -145,8 +128,8 @@ def run_fresh(args: argparse.Namespace, contenders: Mapping[str, Once], figure: 
     return list(rows.values())
 
 
-def serve_once(args: argparse.Namespace, contenders: Mapping[str, Once]) -> None:
-    """The process of one measurement of :func:`run_fresh`."""
+def _serve_once(args: argparse.Namespace, contenders: Mapping[str, Once]) -> NoReturn:
+    """The body of the process of one measurement of :func:`run_fresh`."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     try:
@@ -166,27 +149,27 @@ def _add_medians(rows: Mapping[str, Row], others: Mapping[str, list[Figures]]) -
 
 
 def _environment() -> dict[str, str]:
-    # One thread of OpenCV in each process, as mploader's workers have it: the processes share the processors already.
+    # One thread of OpenCV in each process, as in mploader's workers: the processes already use all processors.
     return os.environ | {
         "TF_CPP_MIN_LOG_LEVEL": "2", "TOKENIZERS_PARALLELISM": "false", "OPENCV_FOR_THREADS_NUM": "1",
     }  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what :func:`run` and :func:`serve` need."""
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="measure these alone")
+    """Adds the options of :func:`run` and :func:`run_fresh`."""
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="measure only these")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
 
 
-def serve(args: argparse.Namespace, contenders: Mapping[str, SetUp]) -> None:
-    """The contender's process: sets up, then measures for each number of seconds that it reads."""
+def _serve(args: argparse.Namespace, contenders: Mapping[str, SetUp]) -> NoReturn:
+    """The body of a contender's process: sets it up, then measures for each number of seconds that it reads."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints is not an answer
     try:
         measure = contenders[args.serve](args)
     except ModuleNotFoundError as error:
         print(json.dumps({"skipped": f"skipped: not installed ({error})"}), file=answers)
-        return
+        sys.exit()
     with tempfile.NamedTemporaryFile(suffix=".npz", delete=False) as file:
         np.savez(file, **measure.first._asdict())
     print(json.dumps({"skipped": "", "first": file.name}), file=answers)
@@ -196,13 +179,13 @@ def serve(args: argparse.Namespace, contenders: Mapping[str, SetUp]) -> None:
 
 
 class Stream:
-    """Measures a stream of batches ``(images, labels)`` that does not end.
+    """Measures an endless stream of batches ``(images, labels)``.
 
-    Batches that were made before its turn are taken first: until the consumer has waited ``SETTLE_S`` in all. The
+    Batches that were made before its turn are taken first, until the consumer has waited ``SETTLE_S`` in all. The
     trainer's CPU is that of the contender's process with all its threads, without its worker processes.
 
     Attributes:
-        first: the first batches, to check that contenders do the same work.
+        first: the first batches.
     """
 
     def __init__(self, batches: Iterable[Any]) -> None:
@@ -227,52 +210,8 @@ class Stream:
         }  # fmt: skip
 
 
-def same_pixels(tolerance: float) -> Check:
-    """The first batches are equal work if they agree in shape and dtype, hold the same images with the same labels in
-    any order, and the pixels differ by a mean of at most this, of 255."""
-
-    def check(first: First, expected: First) -> str:
-        images, wanted = first.images, expected.images
-        if images.shape != wanted.shape or images.dtype != wanted.dtype:
-            return f"NOT EQUAL WORK: {images.shape} {images.dtype}"
-        matches = _matches(images, wanted)
-        difference = float(np.abs(images.astype(np.int16) - wanted[matches]).mean())
-        if difference > tolerance:
-            return f"NOT EQUAL WORK: pixels differ by a mean of {difference:.1f}"
-        if len(set(matches)) < len(set(_matches(wanted, wanted))):
-            return "NOT EQUAL WORK: an image comes twice, another never"
-        if len(first.labels) and not np.array_equal(first.labels, expected.labels[matches]):
-            return "NOT EQUAL WORK: the labels differ"
-        return f"pixels +-{difference:.1f}"
-
-    return check
-
-
-def _matches(images: Images, expected: Images) -> Any:
-    """The place of each image among the expected ones, by a few of its pixels."""
-    thumbnails = expected[:, ::16, ::16].astype(np.int16)
-    return [int(np.abs(thumbnails - image[::16, ::16]).mean(axis=(1, 2, 3)).argmin()) for image in images]
-
-
-def same_brightness(tolerance: float) -> Check:
-    """For random work: shape and dtype agree, the labels too in any order, and the mean within this, of 255."""
-
-    def check(first: First, expected: First) -> str:
-        images, wanted = first.images, expected.images
-        if images.shape != wanted.shape or images.dtype != wanted.dtype:
-            return f"NOT EQUAL WORK: {images.shape} {images.dtype}"
-        if len(first.labels) and sorted(first.labels) != sorted(expected.labels):
-            return "NOT EQUAL WORK: the labels differ"
-        difference = abs(float(images.mean()) - float(wanted.mean()))
-        if difference > tolerance:
-            return f"NOT EQUAL WORK: mean brightness differs by {difference:.1f}"
-        return f"mean +-{difference:.1f}"
-
-    return check
-
-
 class ContenderError(Exception):
-    """A contender's process has ended; says what it printed."""
+    """A contender's process has ended. The message holds what it printed."""
 
 
 class _Contender:

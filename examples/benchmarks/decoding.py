@@ -1,4 +1,4 @@
-"""The work on each photograph: with mploader's functions, and with simplejpeg and OpenCV alone."""
+"""Decoding and resizing a photograph: with mploader's functions, and with simplejpeg and OpenCV alone."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ crop = images.RandomResizedCrop(*SIZE)
 
 
 def read(path: str) -> bytes:
-    """Returns a file's content."""
+    """Returns the content of a file."""
     with open(path, "rb") as file:
         return file.read()
 
 
 def whole_image(sample: tuple[bytes, int]) -> tuple[Any, int]:
-    """The transform of every contender but the limit and tf.data."""
+    """The transform of all contenders except the decoder's limit and tf.data."""
     return images.decode(sample[0], SIZE), sample[1]
 
 
@@ -38,7 +38,7 @@ def _generator() -> np.random.Generator:
 
 
 def bare_image(data: bytes) -> Any:
-    """Decodes and resizes with the two libraries alone: a Gaussian against aliasing, then bilinear."""
+    """Decodes and resizes with the two libraries alone: a Gaussian filter against aliasing, then bilinear."""
     pixels = simplejpeg.decode_jpeg(data)
     vertical, horizontal = pixels.shape[0] / SIZE[0], pixels.shape[1] / SIZE[1]
     if max(vertical, horizontal) > 1.1:
@@ -49,7 +49,7 @@ def bare_image(data: bytes) -> Any:
 
 
 def bare_crop(data: bytes) -> Any:
-    """Decodes whole, cuts a random box and resizes."""
+    """Decodes the whole picture, cuts a random box and resizes it."""
     height, width = simplejpeg.decode_jpeg_header(data)[:2]
     box = crop.view(height, width, _generator()).box
     pixels = box.of(simplejpeg.decode_jpeg(data))

@@ -2,9 +2,9 @@
 
     python examples/benchmarks/epoch_boundary.py --data PHOTOS
 
-Photographs are decoded in epochs of 20 batches, while the loop does nothing else. The figure is the time that the first
-six batches of an epoch take beyond six times the mean of the other batches: what the boundary costs, once the batches
-that were made meanwhile are counted.
+Photographs are decoded in epochs of 20 batches, while the loop does nothing else. The figure is the time that the
+first six batches of an epoch take, minus six times the mean time of the other batches: the cost of the boundary, less
+the work that was done ahead.
 
 Latest, on two cores of an AMD EPYC beside other work, medians of five rounds, ms::
 
@@ -12,8 +12,8 @@ Latest, on two cores of an AMD EPYC beside other work, medians of five rounds, m
     mploader, NumPy     -1                Keras PyDataset              177
                                           Hugging Face to_tf_dataset  10,430
 
-What is left of mploader's is TensorFlow's: a new iterator takes it 20 ms and the way to its first batch 33 ms, and now
-and then Python's garbage collector goes through TensorFlow's objects meanwhile, for 0.2 s. Workers go on;
+The rest of mploader's time is TensorFlow's: a new iterator takes 20 ms and its first batch 33 ms, and sometimes
+Python's garbage collector runs through TensorFlow's objects meanwhile, for 0.2 s. Workers continue;
 ``as_dataset().repeat()`` has one iterator for all epochs.
 """
 
@@ -27,17 +27,19 @@ from typing import Any
 
 import common
 import contenders
+import equal_work
 import peers
 from common import Photographs
-from contenders import Figures, First, Measure, SetUp
+from contenders import Figures, Measure, SetUp
 from decoding import SIZE, whole_image
+from equal_work import First
 
 EPOCH_BATCHES = 20
 AFTER_BATCHES = 6
 
 
 class Boundaries:
-    """Measures what the first batches of an epoch cost more than others."""
+    """Measures how much longer the first batches of an epoch take than others."""
 
     def __init__(self, batches: Iterator[Any]) -> None:
         self._batches = batches
@@ -45,8 +47,8 @@ class Boundaries:
         self._taken = 1
 
     def __call__(self, seconds: float) -> Figures:
-        """Measures for some seconds, and at least two whole epochs, behind the batches made before its turn."""
-        for _ in range(EPOCH_BATCHES):  # more than anybody makes ahead
+        """Measures for some seconds and at least two epochs, after it has taken the batches made before its turn."""
+        for _ in range(EPOCH_BATCHES):  # more than any contender makes ahead
             self._next()
         while self._taken % EPOCH_BATCHES:
             self._next()
@@ -68,7 +70,7 @@ class Boundaries:
 
 
 def through(peer: Any) -> SetUp:
-    """Lets a peer run epochs."""
+    """Sets a peer up to run epochs."""
 
     def set_up(args: argparse.Namespace) -> Measure:
         source = Photographs(common.photographs(args.data), EPOCH_BATCHES * args.batch_size)
@@ -87,15 +89,12 @@ CONTENDERS: dict[str, SetUp] = {
 
 
 def main() -> None:
-    """Entry point."""
+    """Runs the benchmark."""
     parser = common.parser(__doc__, rounds=5, seconds=4.0)
     common.add_loader_arguments(parser)
     contenders.add_arguments(parser)
     args = parser.parse_args()
-    if args.serve:
-        contenders.serve(args, CONTENDERS)
-        return
-    check = contenders.same_pixels(4.0)
+    check = equal_work.same_pixels(4.0)
     rows = contenders.run(args, CONTENDERS, "ms", check=check, reference="mploader")
     common.report(args, f"The pause between epochs, {args.workers} workers", "ms", rows)
 

@@ -1,10 +1,10 @@
-"""What does it cost to hand a batch from the workers to TensorFlow, when making it costs nothing?
+"""What does it cost to hand a batch from the workers to TensorFlow, if making it costs nothing?
 
     python examples/benchmarks/handoff.py [--plot handoff.png]
 
-The transform returns one constant sample of 224 x 224 x 3 uint8, so what is left is what a loader itself does: asking
-for work, writing 64 samples into a batch of 9.6 MB, passing it on, and turning it into a tensor. The trainer's CPU is
-that of its process with all threads, without the workers.
+The transform returns one constant sample of 224 x 224 x 3 uint8, so only the work of the loader itself is measured:
+giving out tasks, writing 64 samples into a batch of 9.6 MB, passing it on, and turning it into a tensor. The trainer's
+CPU is that of its process with all threads, without the workers.
 
 Latest, on two cores of an AMD EPYC, medians of five rounds, batches a second and the trainer's CPU in ms a batch::
 
@@ -23,6 +23,7 @@ from typing import Any
 
 import common
 import contenders
+import equal_work
 import numpy as np
 import peers
 from contenders import Measure, SetUp
@@ -32,7 +33,7 @@ IMAGE = (np.arange(np.prod(SHAPE)) % 251).astype(np.uint8).reshape(SHAPE)
 
 
 class Numbers(Sequence[int]):
-    """A source of nothing but indices."""
+    """A source whose samples are their indices."""
 
     def __init__(self, length: int) -> None:
         self._length = length
@@ -52,7 +53,7 @@ def constant(_: Any) -> Any:
 
 
 def through(peer: Any) -> SetUp:
-    """Lets a peer do this benchmark's work."""
+    """Sets a peer up for the work of this benchmark."""
 
     def set_up(args: argparse.Namespace) -> Measure:
         work = peers.Work(Numbers(args.samples), constant, SHAPE, args.batch_size, args.workers)
@@ -76,17 +77,14 @@ CONTENDERS: dict[str, SetUp] = {
 
 
 def main() -> None:
-    """Entry point."""
+    """Runs the benchmark."""
     parser = common.parser(__doc__, rounds=5, seconds=2.0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--samples", type=int, default=1_000_000, help="length of an epoch")
     contenders.add_arguments(parser)
     args = parser.parse_args()
-    if args.serve:
-        contenders.serve(args, CONTENDERS)
-        return
-    check = contenders.same_pixels(0.0)
+    check = equal_work.same_pixels(0.0)
     rows = contenders.run(args, CONTENDERS, "batches/s", check=check, reference="mploader")
     title = f"Hand-off of batches that cost nothing, {args.workers} workers"
     common.report(args, title, "batches/s", rows, to="mploader")

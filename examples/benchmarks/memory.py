@@ -2,9 +2,9 @@
 
     python examples/benchmarks/memory.py --data PHOTOS
 
-The first figure is the proportional set size (PSS) of a worker that decodes photographs, after two epochs' worth of
-batches: its private memory and its share of what it shares, without the memory that batches travel in. Growth is that
-of the trainer's private memory over 10,000 batches of 64 small samples, after 2,000 to warm up.
+The first figure is the proportional set size (PSS) of a worker that decodes photographs: its private memory and its
+share of shared memory, without the memory that batches travel in. The second is the growth of the trainer's private
+memory over 10,000 batches of 64 small samples, after 2,000 to warm up.
 
 Latest, on two cores of an AMD EPYC: a worker of mploader takes 39.3 MiB, and the trainer grows by 0.0 MiB.
 """
@@ -31,17 +31,17 @@ from handoff import Numbers
 SMALL = np.zeros((8, 8, 3), np.uint8)
 WARM_BATCHES = 2_000
 TRANSPORT = re.compile(r"/memfd:mploader(-batch)? |/dev/shm/|/torch_")
-"""Names of mappings that batches travel in: mploader-job, say, is the source, and counts."""
+"""Names of mappings that batches travel in. Others count: mploader-job is the source and the transform."""
 MIB = 1024
 
 
 def small(_: Any) -> Any:
-    """The transform of the batches that are counted for growth."""
+    """The transform of the batches over which growth is measured."""
     return SMALL, 0
 
 
 def through(peer: Any) -> Once:
-    """Lets a peer work and reads its memory."""
+    """Runs a peer and measures its memory."""
 
     def measure(args: argparse.Namespace) -> Figures:
         source = Photographs(common.photographs(args.data), args.samples)
@@ -70,7 +70,7 @@ def _is_worker(process: psutil.Process) -> bool:
 
 
 def pss_kib(pid: int) -> int:
-    """Returns the PSS of a process without what batches travel in."""
+    """Returns the PSS of a process without the memory that batches travel in."""
     total, counted = 0, True
     with open(f"/proc/{pid}/smaps") as file:
         for line in file:
@@ -89,16 +89,13 @@ CONTENDERS: dict[str, Once] = {
 
 
 def main() -> None:
-    """Entry point."""
+    """Runs the benchmark."""
     parser = common.parser(__doc__, rounds=1)
     common.add_loader_arguments(parser)
     contenders.add_arguments(parser)
     parser.add_argument("--batches", type=int, default=10_000, help="over which the trainer's growth is measured")
     parser.add_argument("--samples", type=int, default=24_000, help="length of an epoch; the files are repeated")
     args = parser.parse_args()
-    if args.serve:
-        contenders.serve_once(args, CONTENDERS)
-        return
     rows = contenders.run_fresh(args, CONTENDERS, "MiB")
     common.report(args, "Memory of a worker that decodes photographs (PSS)", "MiB", rows)
 

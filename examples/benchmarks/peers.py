@@ -1,9 +1,9 @@
-"""mploader and its peers, each set up as its documentation says for throughput, in a function of a few lines.
+"""mploader and its peers, each set up for throughput as its documentation says, in a function of a few lines.
 
 A function takes the work (:class:`Work`) and returns an endless stream of batches ``(images, labels)``: uint8
 (batch, height, width, 3) and integers (batch,). It imports its library, so a peer that is not installed raises
-ModuleNotFoundError. All call the same transform on the same samples. Grain, PyTorch and SPDL are iterated as they are,
-all others as ``tf.data`` datasets.
+ModuleNotFoundError. All call the same transform on the same samples. Grain, PyTorch and SPDL are iterated directly, all
+others as ``tf.data`` datasets.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Sample = tuple[Any, int]
 
 @dataclass(frozen=True)
 class Work:
-    """What every contender does.
+    """The work of every contender.
 
     Attributes:
-        source: the samples; has ``paths`` and ``labels`` where tf.data is to read the same.
+        source: the samples. It has ``paths`` and ``labels`` where tf.data reads the same files.
         transform: (sample) -> (uint8 (height, width, 3), label).
-        shape: of an image.
+        shape: shape of an image.
         batch_size: samples in a batch; only full batches are made.
         workers: processes or threads.
     """
@@ -48,7 +48,7 @@ class Work:
 
 
 def mploader_dataset(work: Work) -> Iterator[Any]:
-    """This package, out of ``as_dataset()``."""
+    """This package, through ``as_dataset()``."""
     import mploader
 
     loader = mploader.Loader(work.source, work.transform, batch_size=work.batch_size, num_workers=work.workers,
@@ -75,7 +75,7 @@ def torch_loader(work: Work) -> Iterator[Any]:
 
 
 def torch_dataset(work: Work) -> Iterator[Any]:
-    """The same, handed to TensorFlow as users do: ``from_generator`` over ``tensor.numpy()``."""
+    """The same, passed to TensorFlow as users do: ``from_generator`` over ``tensor.numpy()``."""
     return from_batches(lambda: ((images.numpy(), labels.numpy()) for images, labels in torch_loader(work)), work)
 
 
@@ -129,7 +129,7 @@ def keras_pydataset(work: Work) -> Iterator[Any]:
 
 
 def huggingface(work: Work) -> Iterator[Any]:
-    """Hugging Face Datasets, ``to_tf_dataset(num_workers=...)``, which makes int64 of all integers on the way."""
+    """Hugging Face Datasets, ``to_tf_dataset(num_workers=...)``, which converts all integers to int64."""
     import datasets
     import tensorflow as tf
 
@@ -149,7 +149,7 @@ def pool_imap(work: Work) -> Iterator[Any]:
     pool = multiprocessing.get_context("spawn").Pool(work.workers, _start_pool_worker, (work,))
 
     def samples() -> Iterator[Sample]:
-        # imap takes its tasks as fast as it can, so they are given out in portions.
+        # imap takes its tasks as fast as it can, so it gets them in portions.
         for start in itertools.count(0, 1024):
             yield from pool.imap(_pool_sample, [index % len(work.source) for index in range(start, start + 1024)], 8)
 

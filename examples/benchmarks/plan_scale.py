@@ -2,8 +2,9 @@
 
     python examples/benchmarks/plan_scale.py
 
-The time to work out the samples of one shuffled batch of 64, at random positions of many epochs, and the memory of the
-plan with all that it keeps, up to 10^9 samples. A shuffled array of indices would take 8 bytes a sample.
+The time to compute the sample indices of one shuffled batch of 64, at random positions of many epochs, and the memory
+of the plan with everything that it keeps, up to 10^9 samples. A shuffled array of indices would take 8 bytes per
+sample.
 
 Latest, on two cores of an AMD EPYC::
 
@@ -28,7 +29,7 @@ BATCHES = 300
 
 
 def main() -> None:
-    """Entry point."""
+    """Runs the benchmark."""
     parser = common.parser(__doc__, rounds=5)
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**3, 10**5, 10**7, 10**9])
     args = parser.parse_args()
@@ -44,17 +45,17 @@ def main() -> None:
 
 
 def milliseconds(size: int) -> float:
-    """Returns the mean time of a batch, the start of its epoch included where the epoch is new."""
+    """Returns the mean time of a batch, including the start of its epoch if the epoch is new."""
     plan = Plan(size, 64, shuffle=True)
-    places = [(random.randrange(4), random.randrange(plan.num_batches)) for _ in range(BATCHES)]
+    positions = [(random.randrange(4), random.randrange(plan.num_batches)) for _ in range(BATCHES)]
     started = time.perf_counter()
-    for epoch, position in places:
-        plan.batch(epoch, position)
+    for epoch, batch_index in positions:
+        plan.batch(epoch, batch_index)
     return (time.perf_counter() - started) / BATCHES * 1e3
 
 
 def peak_kib(size: int) -> float:
-    """Returns the most memory that was in use at a time."""
+    """Returns the peak memory."""
     tracemalloc.start()
     try:
         milliseconds(size)

@@ -1,10 +1,10 @@
-"""How long does a loader take to be at full speed again after a worker is killed?
+"""How long does a loader take to reach full speed again after a worker is killed?
 
     python examples/benchmarks/recovery.py --data PHOTOS
 
 While photographs are decoded, a worker gets SIGKILL. The figure is the time from the signal until its replacement has
-made its first batch, less the usual time of a batch: from then on all workers are at work again. The longest gap is the
-longest time that the consumer waited for a batch in the three seconds after the signal.
+made its first batch, minus the usual time of a batch: from then on all workers work again. The longest gap is the
+longest wait of the consumer for a batch in the three seconds after the signal.
 
 Latest, on two cores of an AMD EPYC, medians of five rounds::
 
@@ -32,7 +32,7 @@ WATCH_S = 3.0
 
 
 def main() -> None:
-    """Entry point."""
+    """Runs the benchmark."""
     parser = common.parser(__doc__, rounds=5)
     common.add_loader_arguments(parser)
     parser.add_argument("--samples", type=int, default=240_000, help="length of an epoch; the files are repeated")
@@ -72,7 +72,7 @@ def kill_one(loader: mploader.Loader, batches: Iterator[Any], batch_s: float, wa
         longest_s, last = max(longest_s, now - last), now
         worker = loader.statistics().workers[0]
         if worker.restarts > before.restarts and made_before is None:
-            made_before = worker.batches  # by workers that are dead now
+            made_before = worker.batches  # by workers that have ended
         if not recovered_s and made_before is not None and worker.batches > made_before:
             recovered_s = max(now - started - batch_s, 1e-9)
     return recovered_s, longest_s

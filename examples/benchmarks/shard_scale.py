@@ -1,10 +1,10 @@
-"""What do many shards cost: to index, to open again, to read from?
+"""What does it cost to index, to open and to read many shards?
 
     python examples/benchmarks/shard_scale.py [--shards 100 1000 10000 100000]
 
-TFRecord shards of two small records each, written to a temporary folder. "index" is the first
-``TFRecordShards(pattern)``, which reads every shard; "open" is the next one, with the index there; "read" the
-time of a record at a random place. Memory is what the source keeps.
+TFRecord shards of two small records each are written to a temporary folder. "index" is the first
+``TFRecordShards(pattern)``, which reads every shard; "open" is the next one, which finds the index; "read" is the time
+of a random record. Memory is that of the source.
 
 Latest, on two cores of an AMD EPYC::
 
@@ -32,10 +32,10 @@ READS = 2_000
 
 
 def main() -> None:
-    """Entry point."""
+    """Runs the benchmark."""
     parser = common.parser(__doc__, rounds=1)
     parser.add_argument("--shards", type=int, nargs="+", default=[100, 1_000, 10_000, 100_000])
-    parser.add_argument("--folder", type=Path, help="where to write the shards; none: a temporary folder")
+    parser.add_argument("--folder", type=Path, help="folder for the shards (default: a temporary folder)")
     args = parser.parse_args()
     rows = {count: Row(f"{count:,} shards") for count in args.shards}
     for _ in range(args.rounds):
@@ -57,8 +57,8 @@ def measure(folder: Path, count: int, row: Row) -> None:
     kept = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
     open_s, source = common.timed(lambda: TFRecordShards(pattern, raw=True))
-    places = [random.randrange(len(source)) for _ in range(READS)]
-    read_s, _ = common.timed(lambda: [source[place] for place in places])
+    indices = [random.randrange(len(source)) for _ in range(READS)]
+    read_s, _ = common.timed(lambda: [source[index] for index in indices])
     row.values.append(index_s / count * 1e6)
     row.extra |= {
         "index, s": f"{index_s:.2f}", "open, s": f"{open_s:.2f}", "read, us": f"{read_s / READS * 1e6:.0f}",

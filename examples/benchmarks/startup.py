@@ -3,10 +3,9 @@
     python examples/benchmarks/startup.py --data PHOTOS [--cold]
 
 Measured in a fresh interpreter that has imported TensorFlow and the loader's library, from the call that makes the
-loader to the first batch of 64 decoded photographs. The first row decodes that batch in the process itself: the part
-that no loader can avoid. With ``--cold`` the imports of TensorFlow and of the library count as well, and listing the
-files. What is the same for all does not: the start of the interpreter, and the imports of the benchmark itself, such as
-NumPy.
+loader to the first batch of 64 decoded photographs. The first row decodes that batch in the process itself, which
+no loader can avoid. With ``--cold`` the imports of TensorFlow and of the library count as well, and listing the files.
+The start of the interpreter and the imports of the benchmark itself, such as NumPy, do not count.
 
 Latest, on two cores of an AMD EPYC, medians of three rounds, in ms, and how much more than decoding alone::
 
@@ -38,7 +37,7 @@ def decode_alone(work: peers.Work) -> Any:
 
 
 def through(peer: Any, module: str) -> Once:
-    """Lets a peer make its first batch."""
+    """Measures how long a peer takes for its first batch."""
 
     def measure(args: argparse.Namespace) -> Figures:
         begun = time.perf_counter()
@@ -68,16 +67,13 @@ CONTENDERS: dict[str, Once] = {
 
 
 def main() -> None:
-    """Entry point."""
+    """Runs the benchmark."""
     parser = common.parser(__doc__, rounds=5)
     common.add_loader_arguments(parser)
     contenders.add_arguments(parser)
     parser.add_argument("--cold", action="store_true", help="count the imports of TensorFlow and of the loader")
     parser.add_argument("--samples", type=int, default=24_000, help="length of an epoch; the files are repeated")
     args = parser.parse_args()
-    if args.serve:
-        contenders.serve_once(args, CONTENDERS)
-        return
     rows = contenders.run_fresh(args, CONTENDERS, "ms")
     alone = next((row.median for row in rows if row.name == "decode alone" and row.values), 0.0)
     for row in rows:

@@ -1,13 +1,12 @@
-"""Does a loader slow down a training loop that is bound by the Python of its own process?
+"""Does a loader slow down a training loop that is limited by Python in its own process?
 
     python examples/benchmarks/trainer.py
 
-A training step here is 300,000 turns of a loop of pure Python, about 20 ms, which needs the interpreter's lock. It is
-fed from memory, or by a loader whose worker (one, so that the loop has a core of its own) makes each batch of
-64 x 224 x 224 x 3 from a constant. A loader that works in the trainer's process, or copies there, takes its time from
-the step.
+A training step here is 300,000 turns of a loop in pure Python, about 20 ms, which holds the interpreter's lock. Its
+batches of 64 x 224 x 224 x 3 come from memory, or from a loader with one worker (so that the loop has a core of its
+own) and a constant transform. A loader that works or copies in the trainer's process takes its time from the step.
 
-Latest, on two cores of an AMD EPYC, medians of two or three rounds: steps a second, and the part of those from memory::
+Latest, on two cores of an AMD EPYC, medians of two or three rounds: steps/s, and the share of those from memory::
 
     from memory         46.2  1.00      Grain            30.1  0.65
     mploader, NumPy     41.9  0.91      SPDL, threads    19.3  0.42
@@ -25,8 +24,10 @@ from typing import Any
 
 import common
 import contenders
+import equal_work
 import peers
-from contenders import Figures, First, Measure, SetUp
+from contenders import Figures, Measure, SetUp
+from equal_work import First
 from handoff import SHAPE, Numbers, constant
 
 
@@ -60,12 +61,12 @@ def work(turns: int) -> int:
 
 
 def memory(work: peers.Work) -> Iterator[Any]:
-    """A batch that is there already."""
+    """One batch that is in memory already, again and again."""
     return itertools.repeat(work.batch(range(work.batch_size)))
 
 
 def through(peer: Any) -> SetUp:
-    """Lets a peer feed the loop."""
+    """Sets a peer up to feed the loop."""
 
     def set_up(args: argparse.Namespace) -> Measure:
         made = peers.Work(Numbers(64_000), constant, SHAPE, args.batch_size, args.workers)
@@ -87,17 +88,14 @@ CONTENDERS: dict[str, SetUp] = {
 
 
 def main() -> None:
-    """Entry point."""
+    """Runs the benchmark."""
     parser = common.parser(__doc__, rounds=5, seconds=2.0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--turns", type=int, default=300_000, help="length of a training step")
     contenders.add_arguments(parser)
     args = parser.parse_args()
-    if args.serve:
-        contenders.serve(args, CONTENDERS)
-        return
-    check = contenders.same_pixels(0.0)
+    check = equal_work.same_pixels(0.0)
     rows = contenders.run(args, CONTENDERS, "steps/s", check=check, reference="from memory")
     common.report(args, "A training loop of pure Python", "steps/s", rows, to="from memory")
 

@@ -1,1 +1,1 @@
-"""The parts of the stress test: what is loaded and how it is checked, what goes wrong, what is measured and shown."""
+"""The parts of the stress test: workload, checks, faults, measurements, live view and report."""

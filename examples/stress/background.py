@@ -1,4 +1,4 @@
-"""A thread beside the trainer's, which tells what ended it before its time."""
+"""A thread beside the main thread, which keeps the error that ended it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import traceback
 from types import TracebackType
 
 JOIN_S = 10.0
-"""How long a thread may take to end: it may be waiting for a lock that nobody gives back."""
+"""How long a thread may take to end. It may wait for a lock that is never released."""
 
 
 class Background:
-    """A thread that runs while its block is entered. A daemon, so that one that is stuck keeps no process alive.
+    """A thread that runs inside its ``with`` block. A daemon, so that it keeps no process alive when it hangs.
 
     Args:
-        name: of the thread.
+        name: name of the thread.
 
     Attributes:
-        failure: why it did not run to the end; "" if it did.
+        failure: why it did not run to its end; "" if it did.
     """
 
     def __init__(self, name: str) -> None:
@@ -26,7 +26,7 @@ class Background:
         self._thread = threading.Thread(target=self._body, name=name, daemon=True)
 
     def start(self) -> None:
-        """Starts."""
+        """Starts the thread."""
         self._thread.start()
 
     def end(self) -> None:
@@ -37,7 +37,7 @@ class Background:
             self.failure = f"it has not ended within {JOIN_S:.0f} s"
 
     def _run(self) -> None:
-        """What the thread does, until ``_ended`` is set."""
+        """Runs in the thread until ``_ended`` is set."""
         raise NotImplementedError
 
     def _body(self) -> None:
@@ -47,11 +47,11 @@ class Background:
             self.failure = traceback.format_exc()
 
     def __enter__(self) -> None:
-        """Starts."""
+        """Starts the thread."""
         self.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends."""
+        """Ends the thread and waits for it."""
         self.end()

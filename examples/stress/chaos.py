@@ -1,4 +1,4 @@
-"""What goes wrong during a stress test: workers are killed and stopped, at random moments."""
+"""Kills and stops workers at random times during a stress test."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from stress.background import Background
 
 TICK_S = 0.02
 PATIENCE = 3
-"""A stopped worker is left alone until it was replaced, for so many times ``stall_timeout`` at most."""
+"""A stopped worker is left alone until it is replaced, for at most so many times ``stall_timeout``."""
 SLACK_S = 5.0
-"""How much longer than that: to notice, to print stacks and to start a replacement takes time on a loaded machine."""
+"""Added to that, because noticing, printing stacks and starting a replacement takes time on a loaded machine."""
 
 
 @dataclass(frozen=True)
 class Incident:
-    """One thing that was done to a worker.
+    """A fault that was done to a worker.
 
     Attributes:
         at_s: when, in seconds since the start.
         kind: "kill" or "stall".
-        pid: to which process.
+        pid: the process.
     """
 
     at_s: float
@@ -37,17 +37,17 @@ class Incident:
 
 @dataclass(frozen=True)
 class Workers:
-    """The workers of a loader at one moment.
+    """The workers of a loader at one time.
 
     Attributes:
-        pids: the process ids of the living, in the order of their indices.
-        batches: made so far by each worker and those that it replaces; one for each index.
-        leased: slots that workers write to, or will next; 0: nobody has work.
+        pids: process ids of the live workers, in the order of their indices.
+        batches: batches made so far by the workers with each index.
+        assigned: slots assigned to workers; 0: no worker has work.
     """
 
     pids: Sequence[int]
     batches: Sequence[int]
-    leased: int
+    assigned: int
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Stop:
 
     Attributes:
         at_s: since when, on ``time.monotonic()``.
-        is_idle: it may have no work; the loader then has no reason to replace it.
+        is_idle: it may have no work, and then the loader need not replace it.
     """
 
     at_s: float
@@ -66,21 +66,21 @@ class Stop:
 class Chaos(Background):
     """A thread that kills and stops workers until it is told to end.
 
-    Only workers that have made a batch are stopped: the loader gives one that starts a minute. One worker at least is
-    not stopped, if there are several: if all hang, the loader rightly gives up. The first stop comes as soon as it can,
-    so that a short test has one.
+    Only workers that have made a batch are stopped, because the loader allows a minute for a start. One of several
+    workers is never stopped, because a loader whose workers all hang gives up, as it should. The first stop is as early
+    as possible, so that a short test has one.
 
     Args:
-        workers: gives the workers.
-        kills_per_minute: how often one is killed, on average.
-        stalls_per_minute: how often one is stopped, on average; the loader has to notice and replace it.
+        workers: returns the workers.
+        kills_per_minute: workers killed per minute, on average.
+        stalls_per_minute: workers stopped per minute, on average. The loader has to notice and replace them.
         stall_timeout_s: of the loader.
-        seed: of the moments and the choice of workers.
+        seed: seed of the times and of the choice of workers.
         start_s: when the test started, on ``time.monotonic()``.
 
     Attributes:
-        incidents: what was done, in order.
-        recovered: stopped workers that the loader has replaced by itself.
+        incidents: the faults, in order.
+        recovered: stopped workers that the loader replaced.
         overdue: stopped workers that had work and were not replaced in time.
         patience_s: how long a stopped worker is left alone.
     """
@@ -104,24 +104,24 @@ class Chaos(Background):
         self._start_s = start_s
         self._due_s = {"stall": start_s if stalls_per_minute else math.inf, "kill": self._next_s("kill", start_s)}
         self._first: dict[int, int] = {}
-        """What the batches of a worker were when it was first seen, by process id."""
+        """By process id, the batches of a worker when it was first seen."""
         self._ready: set[int] = set()
         """Workers that have made a batch."""
         self._stopped: dict[int, Stop] = {}
 
     def end(self) -> None:
-        """Ends."""
+        """Ends the thread and waits for it."""
         super().end()
-        self._workers = None  # it refers to the loader, whose memory is to go
+        self._workers = None  # it refers to the loader, whose memory is to be released
 
     @property
     def killed(self) -> int:
-        """How many workers have been killed: one that was killed twice, before anybody noticed, counts once."""
+        """How many workers were killed. One that was killed twice, before the loader noticed, counts once."""
         return len(self._killed)
 
     @property
     def stopped(self) -> int:
-        """How many workers have been stopped."""
+        """How many workers were stopped."""
         return sum(incident.kind == "stall" for incident in self.incidents)
 
     @property
@@ -134,14 +134,14 @@ class Chaos(Background):
         return {incident.pid for incident in self.incidents if incident.kind == "kill"}
 
     def note(self, workers: Workers, now_s: float) -> None:
-        """Takes note of how the workers are."""
-        if len(workers.pids) == len(workers.batches):  # otherwise nobody knows which is which
+        """Notes the state of the workers."""
+        if len(workers.pids) == len(workers.batches):  # otherwise it is unknown which is which
             for pid, batches in zip(workers.pids, workers.batches, strict=True):
                 if batches > self._first.setdefault(pid, batches):
                     self._ready.add(pid)
         self._ready &= set(workers.pids)
         for pid, stop in list(self._stopped.items()):
-            stop.is_idle |= not workers.leased
+            stop.is_idle |= not workers.assigned
             if pid not in workers.pids:
                 self.recovered += 1
             elif now_s - stop.at_s > self.patience_s:
@@ -151,7 +151,7 @@ class Chaos(Background):
             del self._stopped[pid]
 
     def strike(self, workers: Workers, now_s: float) -> None:
-        """Kills and stops those whose time has come."""
+        """Kills and stops workers if it is time to."""
         self.note(workers, now_s)
         for kind, due_s in self._due_s.items():
             pids = [pid for pid in workers.pids if self._may(kind, pid, workers)] if now_s >= due_s else []
@@ -166,7 +166,7 @@ class Chaos(Background):
             self._due_s[kind] = self._next_s(kind, now_s)
 
     def _may(self, kind: str, pid: int, workers: Workers) -> bool:
-        """Whether something may be done to a worker now."""
+        """Whether a worker may be killed or stopped now."""
         if pid in self._stopped or pid in self._killed:
             return False
         if kind == "kill":

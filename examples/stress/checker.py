@@ -1,7 +1,7 @@
-"""The check of every batch against the plan.
+"""Checks every batch against the plan.
 
-Every synthetic picture is worked out again here. Of pictures from files every one is compared with its checksum, made
-in the worker, and one of each batch with what the trainer makes of the file itself.
+Every synthetic picture is computed again here. A picture from a file is compared with its checksum from the worker, and
+one picture of each batch with the one that the trainer makes from the file.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from stress.workload import Image, Indexed, Work, synthetic
 
 @dataclass
 class Tally:
-    """What was found so far.
+    """The results so far.
 
     Attributes:
         batches: batches checked.
         samples: samples in them.
-        bad: bad samples that were rightly left out.
-        lost: samples that should have come and did not.
-        duplicated: samples that came and should not have.
-        corrupted: samples with other content than they should have, or at the place of another.
-        first_fault: what was wrong first.
+        bad: bad samples that were left out, as they should be.
+        lost: samples of the plan that did not arrive.
+        duplicated: samples that arrived and are not in the plan.
+        corrupted: samples with wrong content, or in the wrong order.
+        first_fault: description of the first fault.
     """
 
     batches: int = 0
@@ -54,11 +54,11 @@ class Checker:
     """Compares every batch with the plan.
 
     Args:
-        plan: what should come.
-        source: where samples come from.
-        work: what is made of them.
-        left_out: gives the samples that the loader says are bad.
-        tally: where the findings go.
+        plan: the expected batches.
+        source: the source of the loader.
+        work: the transform of the loader.
+        left_out: returns the samples that the loader reports as bad.
+        tally: counts the results.
     """
 
     def __init__(
@@ -71,67 +71,67 @@ class Checker:
         self._tally = tally
         self._random = SampleRandom(plan.seed)
         self._unreadable: dict[int, bool] = {}
-        """Whether samples cannot be made here either, of those that were asked about."""
+        """By sample index, for those that were tried: whether the trainer cannot make the sample either."""
 
-    def check(self, epoch: int, position: int, batch: dict[str, Any]) -> None:
-        """Takes note of a batch."""
-        tally, place = self._tally, f"epoch {epoch}, batch {position}"
-        planned = self._planned(epoch, position)
+    def check(self, epoch: int, batch_index: int, batch: dict[str, Any]) -> None:
+        """Checks a batch."""
+        tally, where = self._tally, f"epoch {epoch}, batch {batch_index}"
+        planned = self._planned(epoch, batch_index)
         got = [int(index) for index in batch["index"]]
         missing = collections.Counter(planned) - collections.Counter(got)
         bad = {
             index for index in planned
             if self._work.is_bad(index) or (index in missing and self._is_rightly_missing(index))
         }  # fmt: skip
-        wanted = [index for index in planned if index not in bad]
+        expected = [index for index in planned if index not in bad]
         tally.batches += 1
         tally.samples += len(got)
-        tally.bad += len(planned) - len(wanted)
-        if got != wanted:
-            lost = (collections.Counter(wanted) - collections.Counter(got)).total()
-            extra = (collections.Counter(got) - collections.Counter(wanted)).total()
+        tally.bad += len(planned) - len(expected)
+        if got != expected:
+            lost = (collections.Counter(expected) - collections.Counter(got)).total()
+            extra = (collections.Counter(got) - collections.Counter(expected)).total()
             tally.lost += lost
             tally.duplicated += extra
             if not lost and not extra:
-                tally.corrupted += sum(map(int.__ne__, got, wanted))
-            tally.note(f"{place}: samples {got}, wanted {wanted}")
-        self._check_content(epoch, batch, got, place)
+                tally.corrupted += sum(map(int.__ne__, got, expected))
+            tally.note(f"{where}: samples {got}, expected {expected}")
+        self._check_content(epoch, batch, got, where)
 
     def end_epoch(self, epoch: int, got: int) -> None:
-        """Takes note of the end of an epoch: batches that should have come and did not are lost.
+        """Checks the end of an epoch: batches of the plan that did not arrive are lost.
 
         Args:
-            epoch: which has ended.
+            epoch: the epoch that ended.
             got: how many batches it had.
         """
         missing = range(got, self._plan.num_batches)
         if missing:
             self._tally.lost += sum(
-                not self._work.is_bad(index) for position in missing for index in self._planned(epoch, position)
+                not self._work.is_bad(index) for batch_index in missing for index in self._planned(epoch, batch_index)
             )
             self._tally.note(f"epoch {epoch}: ended after {got} of {self._plan.num_batches} batches")
 
     def wrongly_left_out(self) -> list[int]:
-        """Returns good samples that the loader says are bad."""
+        """Returns good samples that the loader reports as bad."""
         return sorted(
             index for index in self._left_out() if not self._work.is_bad(index) and not self._is_unreadable(index)
         )
 
     def unreadable(self) -> list[int]:
-        """Returns samples that are bad although nobody made them so."""
+        """Returns samples that are bad and not by :meth:`Work.is_bad`."""
         return sorted(index for index, is_unreadable in self._unreadable.items() if is_unreadable)
 
-    def _planned(self, epoch: int, position: int) -> list[int]:
-        if position >= self._plan.num_batches:
-            return []  # what comes behind the end of the epoch has come before
-        return [int(index) for index in self._plan.batch(epoch, position)]
+    def _planned(self, epoch: int, batch_index: int) -> list[int]:
+        if batch_index >= self._plan.num_batches:
+            return []  # the plan has no such batch
+        return [int(index) for index in self._plan.batch(epoch, batch_index)]
 
     def _is_rightly_missing(self, index: int) -> bool:
-        """Whether the loader has said, once at least, that a sample is bad, and it is."""
+        """Whether the loader has reported a sample as bad, and it is."""
         return (index in self._unreadable or index in self._left_out()) and self._is_unreadable(index)
 
     def _is_unreadable(self, index: int) -> bool:
-        """Whether a sample cannot be made into an element here either."""
+        """Whether the trainer cannot make an element of the sample either."""
         if index not in self._unreadable:
             self._unreadable[index] = self._make(0, index) is None
         return self._unreadable[index]
@@ -140,17 +140,17 @@ class Checker:
         """The picture of a sample as the trainer makes it; None if it cannot."""
         try:
             image: Image = self._work(self._source[index], self._random(epoch, index))["image"]
-        except Exception:  # whatever a decoder makes of a broken file
+        except Exception:  # decoders raise anything on a broken file
             return None
         return image
 
-    def _check_content(self, epoch: int, batch: dict[str, Any], got: Sequence[int], place: str) -> None:
+    def _check_content(self, epoch: int, batch: dict[str, Any], got: Sequence[int], where: str) -> None:
         chosen = self._tally.batches % len(got) if got else -1
-        for number, index in enumerate(got):
-            element = {key: values[number] for key, values in batch.items()}
-            if not self._is_right(epoch, index, element, is_chosen=number == chosen):
+        for offset, index in enumerate(got):
+            element = {key: values[offset] for key, values in batch.items()}
+            if not self._is_right(epoch, index, element, is_chosen=offset == chosen):
                 self._tally.corrupted += 1
-                self._tally.note(f"{place}: the content of sample {index} is not what it should be")
+                self._tally.note(f"{where}: the content of sample {index} is wrong")
 
     def _is_right(self, epoch: int, index: int, element: dict[str, Any], *, is_chosen: bool) -> bool:
         draw = int(self._random(epoch, index).integers(2**32))

@@ -1,9 +1,13 @@
-"""The conditions of the diagnosis: what a stress test asks of the loader, and the numbers that answer."""
+"""The checks of a stress test: conditions that the loader must meet, with the numbers."""
 
 from __future__ import annotations
 
+import gc
 import sys
+import threading
 from collections.abc import Sequence
+
+import psutil
 
 from mploader import BadSample, Statistics
 from stress.background import Background
@@ -13,16 +17,16 @@ from stress.report import FEWEST_VALUES, Check, growth
 from stress.sampling import Sample
 
 GROWTH_BYTES = 48 * 2**20
-"""What the trainer may grow by between the second and the last quarter of the test: noise of the allocator."""
+"""How much the trainer may grow between the second and the last quarter of the test: noise of the allocator."""
 DESCRIPTORS_A_WORKER = 3
 AHEAD = 6
-"""Batches that tf.data may have taken and not given on; see ``mploader.loader.loader.SLOTS_IN_HAND``."""
+"""Batches that tf.data may have taken and not given on; see ``mploader.loader.sizing.SLOTS_IN_HAND``."""
 
 
 def content(tally: Tally, checker: Checker) -> list[Check]:
-    """What the batches must have held."""
+    """Checks of the content of the batches."""
     wrong, unreadable = checker.wrongly_left_out(), checker.unreadable()
-    bad = f"{tally.bad} bad ones; {len(unreadable)} samples cannot be read: {unreadable[:5]}; wrongly: {wrong[:5]}"
+    bad = f"{tally.bad} bad; {len(unreadable)} that cannot be read: {unreadable[:5]}; wrongly left out: {wrong[:5]}"
     return [
         Check("no sample is lost", tally.lost == 0, f"{tally.lost} of {tally.samples:,}. {tally.first_fault}"),
         Check("no sample comes twice", tally.duplicated == 0, f"{tally.duplicated}"),
@@ -33,26 +37,26 @@ def content(tally: Tally, checker: Checker) -> list[Check]:
 
 
 def statistics_agree(statistics: Statistics, tally: Tally, is_tensorflow: bool) -> Check:
-    """What the loader has counted must be what was checked; only tf.data takes batches ahead, and but a few."""
+    """The loader's counts must equal those of the checker. Only tf.data may hold a few batches more."""
     counted = statistics.batches, statistics.samples, statistics.bad_samples
     checked = tally.batches, tally.samples, tally.bad
     ahead = counted[0] - checked[0]
     is_held = is_tensorflow and 0 < ahead <= AHEAD
-    why = f": TensorFlow holds what is more, in batches that were not consumed yet ({ahead})" if is_held else ""
+    why = f": TensorFlow holds the rest in {ahead} batches that are not consumed yet" if is_held else ""
     return Check("statistics agree", counted == checked or is_held,
                  f"batches, samples and bad samples {counted}, checked {checked}{why}")  # fmt: skip
 
 
 def resources(samples: Sequence[Sample], reported: Sequence[BadSample], workers: int) -> list[Check]:
-    """What may not grow.
+    """Checks of what may not grow.
 
     Args:
-        samples: what was measured.
-        reported: the bad samples that the loader keeps a report of: the trainer's memory grows by these, as it should.
-        workers: how many processes.
+        samples: the measurements.
+        reported: the bad samples that the loader keeps a report of. The trainer's memory grows by these as expected.
+        workers: number of worker processes.
     """
     if len(samples) < FEWEST_VALUES:
-        detail = f"{len(samples)} looks at the processes are too few to tell, it takes {FEWEST_VALUES}"
+        detail = f"{len(samples)} measurements are too few, at least {FEWEST_VALUES} are needed"
         return [Check(name, None, detail) for name in ("the trainer's memory is flat", "descriptors are flat")]
     each = sum(map(report_bytes, reported)) / max(1, len(reported))
     reports = growth([sample.bad_samples * each for sample in samples])
@@ -60,7 +64,7 @@ def resources(samples: Sequence[Sample], reported: Sequence[BadSample], workers:
     descriptors = growth([sample.descriptors for sample in samples])
     return [
         Check("the trainer's memory is flat", memory <= GROWTH_BYTES,
-              f"{memory / 2**20:+.1f} MiB, besides {reports / 2**20:.1f} MiB of reports of bad samples"),
+              f"{memory / 2**20:+.1f} MiB, in addition to {reports / 2**20:.1f} MiB of reports of bad samples"),
         Check("descriptors are flat", descriptors <= DESCRIPTORS_A_WORKER * workers, f"{descriptors:+.0f}"),
     ]  # fmt: skip
 
@@ -72,7 +76,7 @@ def report_bytes(bad: BadSample) -> int:
 
 
 def faults(chaos: Chaos, sampler: Background, restarts: int) -> list[Check]:
-    """What the test itself must have done, without which the other checks say little, and what must follow."""
+    """Checks that the test itself worked, without which the others say little, and that lost workers were replaced."""
     replaced = restarts - chaos.recovered
     return [
         Check(f"the {name} ran to the end", not thread.failure, thread.failure or "yes")
@@ -82,8 +86,29 @@ def faults(chaos: Chaos, sampler: Background, restarts: int) -> list[Check]:
 
 
 def _recoveries(chaos: Chaos) -> Check:
-    """Whether the loader has replaced the workers that hang. One that had no work needs no replacement."""
+    """Checks that the loader replaced the workers that hang. A worker without work needs no replacement."""
     is_tested = chaos.recovered or chaos.overdue
-    late = f"; {chaos.overdue} had work and were not within {chaos.patience_s:g} s" if chaos.overdue else ""
+    late = f"; {chaos.overdue} had work and were not replaced within {chaos.patience_s:g} s" if chaos.overdue else ""
     return Check("stopped workers are replaced", not chaos.overdue if is_tested else None,
                  f"{chaos.recovered} of {chaos.stopped} stopped{late}")  # fmt: skip
+
+
+def held() -> tuple[int, int]:
+    """Descriptors and threads of this process."""
+    return psutil.Process().num_fds(), threading.active_count()
+
+
+def leftovers(before: tuple[int, int], is_tensorflow: bool) -> list[Check]:
+    """Checks that nothing is left after the loader was closed.
+
+    Args:
+        before: :func:`held` before the loader was made.
+        is_tensorflow: whether TensorFlow was used, which keeps threads and descriptors of its own.
+    """
+    gc.collect()
+    children = psutil.Process().children(recursive=True)
+    checks = [Check("no worker is left", not children, f"{len(children)}")]
+    if not is_tensorflow:
+        after = held()
+        checks.append(Check("descriptors and threads are as before", after == before, f"{before} and {after}"))
+    return checks

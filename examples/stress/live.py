@@ -19,17 +19,17 @@ _BARS_SHOWN, _FEWEST_BARS = 60, 5
 _FRAME_LINES, _FRAME_COLUMNS = 2, 4
 _GAP = 2
 LONG_S = 0.5
-"""Shorter waits are not worth a line."""
+"""Shorter waits are not shown."""
 
 
 @dataclass(frozen=True)
 class View:
-    """What the terminal shows: the lines that matter first, then as many rows of measurements as it has room for.
+    """The content of the terminal: the most important lines, then as many rows of measurements as there is room for.
 
     Attributes:
-        title: of the whole.
-        lines: what matters.
-        rows: name, value and course of each measurement.
+        title: title of the frame.
+        lines: the most important lines.
+        rows: name, value and recent values of each measurement.
     """
 
     title: str
@@ -37,7 +37,7 @@ class View:
     rows: Sequence[tuple[str, str, Sequence[float]]]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Fits itself to the terminal."""
+        """Renders as much as fits into the terminal."""
         width = options.max_width - _FRAME_COLUMNS
         room = console.size.height - _FRAME_LINES - sum(len(line.wrap(console, width)) for line in self.lines)
         rows = self.rows[: max(0, room)]
@@ -60,7 +60,7 @@ def view(
     progress: Progress,
     restarts: int,
 ) -> View:
-    """Returns what the terminal shows now. Called in the thread of the live view, so it asks nobody who may hang."""
+    """Returns the current view. It runs in the thread of the live view, so it calls nothing that may hang."""
     rows: list[tuple[str, str, Sequence[float]]] = []
     if samples:
         now = samples[-1]
@@ -78,7 +78,7 @@ def view(
         ]  # fmt: skip
     checked = Text(
         f"{tally.batches:,} batches, {tally.samples:,} samples checked: {tally.lost} lost, "
-        f"{tally.duplicated} duplicated, {tally.corrupted} corrupted; {tally.bad:,} bad ones left out",
+        f"{tally.duplicated} duplicated, {tally.corrupted} corrupted; {tally.bad:,} bad left out",
         style="red" if tally.faults else "green",
     )
     kinds = [incident.kind for incident in incidents]
@@ -91,7 +91,7 @@ def view(
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """Draws the last ``width`` values as a line of bars, from zero up; nothing where a few would say little."""
+    """Draws the last ``width`` values as a line of bars from zero; "" where there is room for few."""
     shown = values[-width:] if width >= _FEWEST_BARS else []
     top = max(shown, default=0) or 1
     return "".join(_BARS[min(7, int(8 * value / top))] for value in shown)

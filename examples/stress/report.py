@@ -1,4 +1,4 @@
-"""The end of a stress test: the checks that decide, a JSON file, and a page with plots that needs nothing else."""
+"""The results of a stress test: its checks, a JSON file, and an HTML page with plots that loads nothing else."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _CLASSES = {True: "ok", False: "bad", None: "untested"}
 
 REPORTS = ("report.json", "report.html")
 FEWEST_VALUES = 8
-"""From fewer a growth cannot be told."""
+"""Growth cannot be measured with fewer values."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One condition of the diagnosis.
+    """One check of the test.
 
     Attributes:
-        name: what is asked.
-        ok: whether it holds; None: the test was too short to tell.
+        name: the condition.
+        ok: whether it holds; None: the test was too short to know.
         detail: the numbers.
     """
 
@@ -44,17 +44,17 @@ class Check:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a stress test has found.
+    """All results of a stress test.
 
     Attributes:
         options: as given on the command line.
         seconds: how long it took.
-        checks: what decides.
-        samples: the course of the measurements.
-        incidents: what was done to workers.
-        statistics: of the loader, as text.
-        diagnosis: what limited the loader, as text.
-        stacks: where the threads stood when the test was given up; "" if it was not.
+        checks: the checks.
+        samples: the measurements, oldest first.
+        incidents: the faults that were done to workers.
+        statistics: statistics of the loader, as text.
+        diagnosis: the loader's diagnosis, as text.
+        stacks: stacks of the threads when the test was given up; "" if it was not.
     """
 
     options: dict[str, Any]
@@ -68,7 +68,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether no check has failed."""
+        """Whether no check failed."""
         return all(check.ok is not False for check in self.checks)
 
     def write(self, folder: pathlib.Path) -> None:
@@ -80,7 +80,7 @@ class Report:
 
 
 def growth(values: Sequence[float]) -> float:
-    """How much a quantity has grown after the start: the median of the last quarter less that of the second.
+    """How much a quantity grew after the start: the median of the last quarter minus that of the second.
 
     Args:
         values: at least ``FEWEST_VALUES``.
@@ -126,7 +126,7 @@ def _page(report: Report) -> str:
     words += f", {untested} not tested" if untested else ""
     return _FORM.format(
         state=state, words=words, seconds=report.seconds, checks=checks, charts="".join(charts), options=options,
-        stacks=f"<h2>Where it stood</h2><pre>{html.escape(report.stacks)}</pre>" if report.stacks else "",
+        stacks=f"<h2>Stacks</h2><pre>{html.escape(report.stacks)}</pre>" if report.stacks else "",
         statistics=html.escape(report.statistics), diagnosis=html.escape(report.diagnosis),
         kills=sum(incident.kind == "kill" for incident in report.incidents),
         stalls=sum(incident.kind == "stall" for incident in report.incidents),
@@ -205,8 +205,8 @@ pre {{ background: #f7fafc; padding: .8em; white-space: pre-wrap; font-size: 12p
 <p>{seconds:,.0f} seconds; {kills} workers killed (red lines), {stalls} stopped (yellow lines).</p>
 <h2>Checks</h2><table>{checks}</table>
 {stacks}
-<h2>Course</h2>{charts}
-<h2>What limits</h2><pre>{diagnosis}</pre>
+<h2>Measurements</h2>{charts}
+<h2>Diagnosis</h2><pre>{diagnosis}</pre>
 <h2>Statistics of the loader</h2><pre>{statistics}</pre>
 <h2>Options</h2><table>{options}</table>
 </body></html>

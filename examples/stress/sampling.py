@@ -1,4 +1,4 @@
-"""What the machine says of trainer and workers during a stress test, twice a second."""
+"""Measures the trainer and the workers during a stress test, twice a second."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ INTERVAL_S = 0.5
 
 @dataclass(frozen=True)
 class Sample:
-    """One look at the processes. Sizes in bytes, processor use in parts of one processor.
+    """One measurement of the processes. Sizes are in bytes, CPU use is in processors.
 
     Attributes:
         at_s: when, in seconds since the start.
-        trainer_rss: resident memory of the trainer, the slots that it has touched included.
+        trainer_rss: resident memory of the trainer, including the slots that it has touched.
         trainer_pss: its proportional share: memory that n processes share counts as an n-th each.
-        workers_rss: of all workers together.
-        workers_pss: of all workers together.
+        workers_rss: resident memory of all workers together.
+        workers_pss: proportional share of all workers together.
         shared: memory of the trainer that is shared with the workers: the slots.
-        trainer_cpu: processors that the trainer has used since the last look.
-        workers_cpu: processors that all workers together have used.
-        descriptors: open in the trainer.
-        threads: of the trainer.
-        workers: alive.
-        batches_per_s: delivered a second since the last look.
-        pause_s: longest time that the consumer has waited for one batch since the last look, or is waiting now.
+        trainer_cpu: processors that the trainer used since the last measurement.
+        workers_cpu: processors that all workers together used.
+        descriptors: descriptors that are open in the trainer.
+        threads: threads of the trainer.
+        workers: workers that are alive.
+        batches_per_s: batches delivered per second since the last measurement.
+        pause_s: longest wait of the consumer for one batch since the last measurement, including one that is not over.
         restarts: workers replaced so far.
         bad_samples: bad samples left out so far; the loader keeps a report of each.
     """
@@ -55,10 +55,10 @@ class Sample:
 
 
 class Progress:
-    """What the trainer waits for, as it tells the other threads.
+    """What the main thread waits for, for the other threads to read.
 
     Attributes:
-        batches: got so far.
+        batches: batches received so far.
         awaited: what the trainer waits for now; "" if it does not wait.
     """
 
@@ -72,7 +72,7 @@ class Progress:
 
     @contextlib.contextmanager
     def waiting(self, awaited: str) -> Iterator[None]:
-        """A block in which the trainer waits for something."""
+        """A ``with`` block in which the trainer waits for something."""
         self._asked_s, self.awaited = time.monotonic(), awaited
         try:
             yield
@@ -80,7 +80,7 @@ class Progress:
             self._waited_s, self.awaited = self.waited_s, ""
 
     def got_batch(self) -> None:
-        """What the trainer has waited for last was a batch, and it has got it."""
+        """Notes that the last wait was for a batch, which has arrived."""
         self._recent_s = max(self._recent_s, self._waited_s)
         self._longest_s = max(self._longest_s, self._waited_s)
         self.batches += 1
@@ -92,28 +92,28 @@ class Progress:
 
     @property
     def longest_pause_s(self) -> float:
-        """The longest wait of the whole test, that of this moment included, in seconds."""
+        """The longest wait of the whole test in seconds, including one that is not over."""
         return max(self._longest_s, self.waited_s)
 
     def take_recent_pause(self) -> float:
-        """The longest wait since the last call, that of this moment included, in seconds."""
+        """The longest wait since the last call in seconds, including one that is not over."""
         recent_s, self._recent_s = self._recent_s, 0.0
         return max(recent_s, self.waited_s)
 
 
 class Sampler(Background):
-    """A thread that looks at the processes until it is told to end.
+    """A thread that measures the processes until it is ended.
 
-    Only it and the chaos ask the loader while it runs: others read what it has noted, so that a lock of the loader that
-    nobody gives back stops no other thread.
+    Only this thread and the chaos thread call the loader while it runs. Others read the measurements, so that a lock of
+    the loader that is never released stops no other thread.
 
     Args:
-        loader: whose workers to look at.
-        progress: what the trainer tells.
+        loader: the loader to measure.
+        progress: progress of the trainer.
         start_s: when the test started, on ``time.monotonic()``.
 
     Attributes:
-        samples: what was seen, oldest first.
+        samples: the measurements, oldest first.
     """
 
     def __init__(self, loader: Loader, progress: Progress, start_s: float) -> None:
@@ -129,21 +129,21 @@ class Sampler(Background):
 
     @property
     def pids(self) -> list[int]:
-        """The process ids of the workers at the last look."""
+        """Process ids of the workers at the last measurement."""
         return list(self._workers)
 
     def end(self) -> None:
-        """Ends."""
+        """Ends the thread and waits for it."""
         super().end()
-        self._loader = None  # its memory is to go
+        self._loader = None  # its memory is to be released
 
     def _run(self) -> None:
         loader = self._loader
         assert loader is not None
         while not self._ended.wait(INTERVAL_S):
-            self.samples.append(self._look(loader))
+            self.samples.append(self._measure(loader))
 
-    def _look(self, loader: Loader) -> Sample:
+    def _measure(self, loader: Loader) -> Sample:
         now_s = time.monotonic()
         before_s, before = self._seen
         self._seen = now_s, self._progress.batches

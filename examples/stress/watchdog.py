@@ -1,4 +1,4 @@
-"""Notices that the trainer waits for ever, and tells where everybody stands then."""
+"""Notices that the trainer waits too long, and returns the stacks of all threads and workers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ TICK_S = 0.25
 
 
 class Watchdog(Background):
-    """A thread that looks whether the trainer waits for too long.
+    """A thread that checks whether the trainer waits too long.
 
-    It asks nobody but ``progress``: whatever hangs may hold a lock.
+    It reads nothing but ``progress``, because the part that hangs may hold a lock.
 
     Args:
-        progress: what the trainer tells.
-        limit_s: how long it may wait for one thing, in seconds.
-        on_hang: called once, in this thread, with what the trainer waits for and how long.
+        progress: progress of the trainer.
+        limit_s: how many seconds it may wait for one thing.
+        on_hang: called once, in this thread, with a text that says what the trainer waits for and how long.
     """
 
     def __init__(self, progress: Progress, limit_s: float, on_hang: Callable[[str], None]) -> None:
@@ -44,9 +44,9 @@ class Watchdog(Background):
 
 
 def stacks(pids: Sequence[int]) -> str:
-    """Returns the Python stacks of this process, and what the kernel says of each worker.
+    """Returns the Python stacks of this process and the state of each worker.
 
-    The workers are asked for their own stacks, which the loader passes on to the standard error while it can.
+    The workers are asked to print their own stacks, which the loader passes on to the standard error.
     """
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     parts = [

@@ -1,7 +1,7 @@
-"""What the stress test loads.
+"""The source and the transform of the stress test.
 
-A synthetic picture is a function of the sample's index and of the random number that its transform draws, so the
-trainer can work out each picture that it gets.
+A synthetic picture is a function of the sample index and of the random number that its transform draws, so the trainer
+can compute each picture again.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _KEYS = ("image/encoded", "image", "jpg", "jpeg", "png", "webp")
 
 @dataclass(frozen=True)
 class Indexed:
-    """A source whose samples know their index.
+    """A source of pairs (index, sample).
 
     Attributes:
-        source: where samples come from; None for synthetic ones.
-        length: how many there are.
+        source: the source of the samples; None for synthetic ones.
+        length: number of samples.
     """
 
     source: Any
@@ -44,8 +44,8 @@ class Work:
     """The transform.
 
     Attributes:
-        size: height and width of pictures, in pixels.
-        bad_rate: the part of all samples that are bad, from 0 to 1; which ones is a function of their index.
+        size: height and width of the pictures, in pixels.
+        bad_rate: share of the samples that are bad, from 0 to 1. Whether a sample is bad is a function of its index.
     """
 
     size: int
@@ -56,7 +56,7 @@ class Work:
         return int(google_crc32c.value(b"bad %d" % index)) < self.bad_rate * 2**32
 
     def __call__(self, sample: tuple[int, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Makes an element: picture, index, the number drawn, and the picture's checksum."""
+        """Makes an element: picture, sample index, the number drawn, and the checksum of the picture."""
         index, record = sample
         if self.is_bad(index):
             raise ValueError(f"sample {index} is bad on purpose")

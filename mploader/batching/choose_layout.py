@@ -10,7 +10,7 @@ import numpy as np
 
 from mploader._util.trees import component_names, flatten, pack_as
 from mploader.batching.codecs import Codec, Fixed, Strings
-from mploader.batching.layout import MAX_RANK, BatchLayout
+from mploader.batching.layout import DECLARED, FIRST_ELEMENT, MAX_RANK, BatchLayout
 from mploader.batching.spec import ArraySpec, Pad
 from mploader.batching.variable_codecs import Apart, Padded, PaddedStrings, RaggedRows, Whole
 from mploader.errors import ArgumentError, SpecError
@@ -20,7 +20,13 @@ BLOCK_SAMPLES = 256
 
 
 def make_layout(
-    structure: Any, component_bytes: Sequence[int], pad: Any, ragged: Any, batch_size: int | None
+    structure: Any,
+    component_bytes: Sequence[int],
+    pad: Any,
+    ragged: Any,
+    batch_size: int | None,
+    *,
+    is_declared: bool = False,
 ) -> BatchLayout:
     """Decides how each component is stored.
 
@@ -30,22 +36,26 @@ def make_layout(
         pad: what the user said: None, a value, a :class:`Pad`, or a structure of these.
         ragged: what the user said: a bool or the number of dimensions that vary, or a structure of these.
         batch_size: samples in the largest batch; None: elements stay apart and travel in blocks.
+        is_declared: the structure is ``element_spec=`` rather than that of the first element, so that only dimensions
+            that are None in it vary.
 
     Raises:
-        ArgumentError: ``pad`` or ``ragged`` do not fit the element.
+        ArgumentError: ``pad`` or ``ragged`` do not fit the element, or a dimension that varies has neither.
     """
     specs, names = flatten(structure), component_names(structure)
     pads = _spread("pad", pad, structure, names)
     ranks = _spread("ragged", ragged, structure, names)
     codecs = [
-        _codec(spec, _pad_of(one_pad, spec, name, pad), _rank_of(rank, spec, name, ragged), batch_size, name)
+        _codec(
+            spec, _pad_of(one_pad, spec, name, pad), _rank_of(rank, spec, name, ragged), batch_size, name, is_declared
+        )
         for spec, one_pad, rank, name in zip(specs, pads, ranks, names, strict=True)
     ]
     capacity = batch_size
     if capacity is None:
         # Elements travel in blocks, so that an element costs a fraction of a message.
         capacity = max(1, min(BLOCK_SAMPLES, BLOCK_BYTES // max(1, sum(component_bytes))))
-    return BatchLayout(pack_as(structure, codecs), capacity)
+    return BatchLayout(pack_as(structure, codecs), capacity, DECLARED if is_declared else FIRST_ELEMENT)
 
 
 def make_whole_layout(structures: Sequence[Any]) -> BatchLayout:
@@ -148,17 +158,31 @@ def _rank_of(value: Any, spec: ArraySpec, name: str, given: Any) -> int:
     return int(value)
 
 
-def _codec(spec: ArraySpec, pad: Pad | None, ragged_rank: int, batch_size: int | None, name: str) -> Codec:
+def _codec(
+    spec: ArraySpec, pad: Pad | None, ragged_rank: int, batch_size: int | None, name: str, is_declared: bool
+) -> Codec:
     if len(spec.shape) >= MAX_RANK:
         raise SpecError(f"{name} has {len(spec.shape)} dimensions; a batch stores at most {MAX_RANK - 1}")
     if pad is not None and ragged_rank:
         raise ArgumentError(f"pad= and ragged= are both given for {name}; a component is either padded or ragged")
     if ragged_rank:
+        if None in spec.shape[ragged_rank:]:
+            raise ArgumentError(f"ragged={ragged_rank} for {name} of shape {spec.shape}: expected all sizes behind the "
+                                f"first {ragged_rank} in element_spec=")  # fmt: skip
         varying = ArraySpec((None,) * ragged_rank + spec.shape[ragged_rank:], spec.dtype)
         return RaggedRows(varying, ragged_rank) if batch_size is not None else Apart(varying, Pad())
     if pad is not None:
-        varying = ArraySpec((None,) * len(spec.shape), spec.dtype)
+        if is_declared and pad.shape is None and None not in spec.shape:
+            return Strings(spec) if spec.is_string else Fixed(spec)
+        varying = spec if is_declared else ArraySpec((None,) * len(spec.shape), spec.dtype)
         if batch_size is None:
             return Apart(varying, pad)
         return PaddedStrings(varying, pad) if spec.is_string else Padded(varying, pad)
+    if None in spec.shape:
+        if batch_size is None:
+            return Apart(spec, Pad())
+        raise ArgumentError(
+            f"element_spec: {name} has shape {spec.shape}, and sizes that vary cannot be batched as they are: pass "
+            "pad= or ragged="
+        )
     return Strings(spec) if spec.is_string else Fixed(spec)

@@ -21,6 +21,7 @@ from mploader.batching.codecs import Codec, Fixed
 
 MAX_RANK = 8
 FIRST_ELEMENT = "the first element"
+DECLARED = "element_spec="
 _HEADER_INTS_PER_ARRAY = 2 + MAX_RANK  # offset, rank, shape
 
 

@@ -1,16 +1,16 @@
-"""Pictures that look like photographs to a decoder and to a small network: what `mploader synth` is made of.
+"""Draws pictures that look like photographs to a decoder and to a small network, for ``mploader synth``.
 
 The statistics that matter for a loader come from two models of natural scenes:
 
 - textures whose amplitude spectrum falls as 1/f (Field, "Relations between the statistics of natural images
   and the response properties of cortical cells", JOSA A 1987);
-- opaque things of many sizes in front of each other, "dead leaves" (Lee, Mumford, Huang, "Occlusion models
+- opaque objects of many sizes in front of each other, "dead leaves" (Lee, Mumford, Huang, "Occlusion models
   for natural images", IJCV 2001), which give edges.
 
-So JPEG spends its bits where it does on photographs, and decoding costs what it costs there. Textures are cut
-from a few large noise fields and coloured through tables, so a picture takes some 7 ms to draw and encode.
+So JPEG spends its bits as on photographs, and decoding costs as much. Textures are cut from a few large noise fields
+and coloured through tables, so a picture takes about 7 ms to draw and encode.
 
-A class is a shape and a hue: its things are in each of its pictures, among pale ones of any shape and hue.
+A class is a shape and a hue: each picture has objects of its class, among pale objects of any shape and hue.
 """
 
 from __future__ import annotations
@@ -95,24 +95,24 @@ def _draw(rng: Generator, bank: _Bank, label: int) -> Image.Image:
     ground = _texture(rng, bank, size, _muted(rng))
     sky = _texture(rng, bank, size, _muted(rng), contrast=0.5)
     canvas = Image.composite(sky, ground, _cut(rng, bank.smooth, size).point(_steep(rng)))
-    # Distant, small things first. Those of the class come among the last, so that one is always in sight.
+    # Distant, small objects first. Those of the class are drawn last, so that one is always visible.
     for _ in range(int(rng.integers(5, 10))):
         shape = int(rng.integers(len(_SHAPES)))
-        _put_thing(rng, bank, canvas, _muted(rng), shape, _random_extent(rng, 0.05, 0.5))
+        _put_object(rng, bank, canvas, _muted(rng), shape, _random_extent(rng, 0.05, 0.5))
     for _ in range(int(rng.integers(1, 4))):
-        _put_thing(rng, bank, canvas, _vivid(rng, label), label % len(_SHAPES), _random_extent(rng, 0.3, 0.7))
+        _put_object(rng, bank, canvas, _vivid(rng, label), label % len(_SHAPES), _random_extent(rng, 0.3, 0.7))
     return canvas
 
 
 def _random_size(rng: Generator) -> Size:
-    """(width, height) about as in ImageNet: most have a longer side of 500, one in four stands upright."""
+    """(width, height) about as in ImageNet: most have a longer side of 500, and one in four is upright."""
     longer = 500 if rng.random() < 0.7 else min(_MAX_SIDE, max(200, int(500 * math.exp(0.35 * rng.normal()))))
     shorter = int(longer / rng.choice(_ASPECTS, p=_ASPECT_SHARES))
     return (longer, shorter) if rng.random() < 0.75 else (shorter, longer)
 
 
 def _random_extent(rng: Generator, low: float, high: float) -> float:
-    """A size relative to the shorter side, uniform in its logarithm: a scene looks alike at every scale."""
+    """A size relative to the shorter side, uniform in its logarithm: a scene looks the same at every scale."""
     return float(low * (high / low) ** rng.random())
 
 
@@ -141,7 +141,7 @@ def _cut(rng: Generator, fields: tuple[Image.Image, ...], size: Size) -> Image.I
 
 
 def _texture(rng: Generator, bank: _Bank, size: Size, colour: Colour, contrast: float = 1.0) -> Image.Image:
-    """A piece of noise in shades of a colour, whose hue drifts a little from shadow to light."""
+    """A piece of noise in shades of a colour, whose hue changes a little from shadow to light."""
     noise = _cut(rng, bank.fine, size)
     contrast *= 0.4 + 0.8 * float(rng.random())
     shades = np.arange(256) - 128.0
@@ -149,16 +149,16 @@ def _texture(rng: Generator, bank: _Bank, size: Size, colour: Colour, contrast: 
     return Image.merge("RGB", [noise.point(np.clip(table, 0, 255).round().tolist()) for table in tables])
 
 
-def _put_thing(rng: Generator, bank: _Bank, canvas: Image.Image, colour: Colour, shape: int, extent: float) -> None:
-    """Pastes one thing, lit from a side, at a random place inside the canvas."""
+def _put_object(rng: Generator, bank: _Bank, canvas: Image.Image, colour: Colour, shape: int, extent: float) -> None:
+    """Pastes one object at a random place inside the canvas."""
     width, height = canvas.size
     side = max(8, int(extent * min(width, height)))
     left, top = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
-    # Drawn at half the size and enlarged: cheap, and as soft at the edge as a lens leaves it.
+    # Drawn at half the size and enlarged: cheap, and the edge is as soft as through a lens.
     mask = Image.new("L", (side // 2, side // 2))
     _draw_shape(ImageDraw.Draw(mask), shape, side // 2, 2 * math.pi * float(rng.random()))
-    thing = _texture(rng, bank, (side, side), colour, contrast=0.8)
-    canvas.paste(thing, (left, top), mask.resize((side, side), Image.Resampling.BILINEAR))
+    texture = _texture(rng, bank, (side, side), colour, contrast=0.8)
+    canvas.paste(texture, (left, top), mask.resize((side, side), Image.Resampling.BILINEAR))
 
 
 def _draw_shape(draw: ImageDraw.ImageDraw, shape: int, side: int, angle: float) -> None:

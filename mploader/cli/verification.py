@@ -55,8 +55,7 @@ class Finding:
         """From a bad sample of the loader, whose source is an :class:`_AfterGoodOne`."""
         index = bad.index - 1
         where = where_is(source, index)
-        _, _, message = bad.error.partition(": ")
-        error = message.removeprefix(where).removeprefix(":").strip()
+        error = bad.error.removeprefix(f"{bad.kind}: ").removeprefix(where).removeprefix(":").strip()
         file = str(where) if where.file is None else where.file
         return cls(index=index, file=file, byte=where.byte, error=error, summary=summary_of(error))
 

@@ -53,6 +53,11 @@ workers: set it before making transforms, or give them ``max_pixels=``. For form
 own limit, twice ``PIL.Image.MAX_IMAGE_PIXELS`` (the same number), holds as well."""
 
 
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted(__all__)
+
+
 def decode(
     data: bytes,
     size: tuple[int, int] | None = None,

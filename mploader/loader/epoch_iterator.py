@@ -4,124 +4,144 @@ from __future__ import annotations
 
 import bisect
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from mploader._util.checks import whole_number
 from mploader._util.trees import flatten, pack_as
 from mploader.engine.ipc.sample_report import BadSample, SampleReport
 from mploader.engine.supervisor.pool import Pool
 from mploader.errors import ArgumentError, WorkerError
-from mploader.loader.bad_samples import TRACEBACKS_KEPT
-from mploader.loader.checkpoint import Position
-from mploader.loader.max_bad import NAMED
-
-if TYPE_CHECKING:
-    from mploader.loader.loader import Loader
+from mploader.loader.bad_samples import NAMED, TRACEBACKS_KEPT
+from mploader.loader.epoch_description import EpochDescription
+from mploader.loader.position import Position
+from mploader.loader.progress import Progress
 
 
-class Run:
-    """One pass over one epoch of a loader, or over its rest. As an iterator it yields batches in order.
+def _nothing() -> None:
+    """What happens at the end of an epoch whose source needs no call then."""
 
-    A run that is dropped half-way is given up: its batches are forgotten, and nothing else changes. Without a batch
-    size a batch is a block of elements here.
+
+class EpochIterator:
+    """One pass over an epoch of a loader, or over its rest. As an iterator it yields batches in order.
+
+    An epoch iterator that is dropped half-way is cancelled: its batches are forgotten, and nothing else changes.
+    Without a batch size, a batch is a block of elements here. It keeps the workers alive, not the loader.
+
+    Args:
+        description: what an epoch consists of.
+        progress: of the loader; told what is consumed.
+        pool: the workers.
+        start: where it starts.
+        run: the pool's number for it.
+        end_epoch: called once, when everything was delivered.
+        source: kept as long as this object: the source of this epoch, where it changes between epochs.
     """
 
-    def __init__(self, loader: Loader, pool: Pool, start: Position, number: int, source: object = None) -> None:
-        self._source = source  # what the workers read the source of this epoch from, where it changes
+    def __init__(
+        self,
+        description: EpochDescription,
+        progress: Progress,
+        pool: Pool,
+        start: Position,
+        run: int,
+        end_epoch: Callable[[], None] = _nothing,
+        source: object = None,
+    ) -> None:
+        self._description = description
+        self._progress = progress
+        self._pool = pool
+        self._run = run
+        self._end_epoch = end_epoch
+        self._source = source
         self._is_over = False
         self.epoch = start.epoch
-        self.num_batches = max(0, len(loader) - start.batch)
+        self.num_batches = max(0, description.num_batches - start.batch)
         """Batches from the start to the end of the epoch; elements, for a loader without a batch size."""
-        self.first = start.batch if loader.is_batched else 0
-        self.length = len(loader) if loader.is_batched else -(-self.num_batches // loader.block_size)
-        """Positions from ``first`` to here can be asked for."""
+        self.first = start.batch if description.is_batched else 0
+        self.length = self.first + description.num_tasks(start)
+        """:meth:`get` takes the indices from ``first`` to below this."""
         self.delivered = 0
         """Batches, or elements, handed out so far."""
         self._start = self._consumed = start
-        self._loader = loader
-        self._pool = pool
-        self._number = number
-        self._position = self.first
+        self._next = self.first
         self._batch: Any = None
-        """The batch at this position, from when it is taken until it is returned."""
+        """The batch with the index ``_next``, from when it is taken until it is returned."""
         self._dropped: list[int] = []
-        """Elements that were left out, by their place in the epoch, sorted."""
-        self._bad = loader.bad_before(start)
+        """Elements that were left out, by their number in the epoch, sorted."""
+        self._num_bad = progress.bad_before(start)
         """Bad samples of the epoch so far."""
         self._first_bad: list[BadSample] = []
         self._left_ns = 0
-        # The finalizer must not refer to the run, and takes no lock.
-        self._finalizer = weakref.finalize(self, pool.cancel_series, number)
+        # The finalizer must not refer to this object, and takes no lock.
+        self._finalizer = weakref.finalize(self, pool.cancel_series, run)
         self._finalizer.atexit = False
 
-    def get(self, position: int) -> Any:
-        """Waits for the batch at one position and returns it. Each position can be asked for once, in any order.
+    def get(self, batch_index: int) -> Any:
+        """Waits for one batch and returns it. Each can be asked for once, in any order.
 
         All batches before it are made, too. Those that were skipped wait in slots, and beyond the slots in memory of
         this process.
 
         Raises:
-            ArgumentError: the run has no such position, or it was given before.
+            ArgumentError: there is no such batch, or it was returned before.
             LoaderError: the batch cannot be made, or too many samples are bad; every later call raises it again.
         """
-        if whole_number("position", position, self.first) >= self.length:
-            raise ArgumentError(f"position={position}: this run goes from {self.first} to below {self.length}")
-        delivery = self._pool.next_batch(self._number, position, self._left_ns)
+        if whole_number("batch_index", batch_index, self.first) >= self.length:
+            raise ArgumentError(f"batch_index={batch_index}: expected one from {self.first} to {self.length - 1}")
+        delivery = self._pool.next_batch(self._run, batch_index, self._left_ns)
         try:
             self._left_ns = delivery.got_ns
             if delivery.reports:
-                self._record_bad(position, delivery.reports)
-                self._check_bad()
-            self.delivered += 1 if self._loader.is_batched else self._loader.block_size
+                self._record_bad(batch_index, delivery.reports)
+            self.delivered += 1 if self._description.is_batched else self._description.block_size
             # Here and not when the consumer asks for more: one that counts the batches never does.
             self.settle()
         except BaseException as error:
-            # Ctrl-C at this moment, say, or what the source does at the end of an epoch. The batch cannot be given
+            # Ctrl-C at this moment, say, or what the source raises at the end of an epoch. The batch cannot be given
             # again, and an epoch with a hole in it must not look like one without. An error before this one stays.
-            self._pool.fail(WorkerError(f"batch {position} was lost on its way to the consumer ({error!r})"))
+            self._pool.fail(WorkerError(f"batch {batch_index} was lost on its way to the consumer ({error!r})"))
             raise
         return delivery.batch
 
     def batches(self, first: int = 0, step: int = 1) -> Iterator[Any]:
-        """Returns an iterator of every ``step``-th batch, from ``first`` behind the start on.
+        """Returns an iterator of every ``step``-th batch, beginning ``first`` batches after the start.
 
-        Unlike a generator it goes on after an exception: an error is raised again, and what was interrupted by Ctrl-C
-        is waited for again.
+        Unlike a generator it goes on after an exception: an error is raised again, and a wait that Ctrl-C interrupted
+        is taken up again.
         """
         return _Batches(self, self.first + first, step)
 
     @property
     def countable(self) -> int:
-        """How many batches (or elements) the run yields; what is not delivered yet may turn out to be dropped."""
+        """How many batches (or elements) it yields; what is not delivered yet may turn out to be dropped."""
         return self.num_batches - len(self._dropped)
 
-    def place_after(self, count: int) -> Position:
-        """The place behind the first ``count`` batches (or elements) of the run; at the end, the next epoch's start."""
-        place = self._start.batch + count
+    def position_after(self, count: int) -> Position:
+        """The position after the first ``count`` batches (or elements); at the end, the start of the next epoch."""
+        batch = self._start.batch + count
         for dropped in self._dropped:
-            place += dropped <= place
-        # Not len(loader): without a batch size other hosts may have one element more.
-        return Position(self.epoch, place) if place < self._loader.num_places else Position(self.epoch + 1, 0)
+            batch += dropped <= batch
+        return self._description.position(self.epoch, batch)
 
     def elements(self) -> Iterator[Any]:
-        """Returns an iterator of the elements of a run without a batch size, which counts each as consumed."""
+        """Returns an iterator of elements, for a loader without a batch size, which counts each as consumed."""
         return Elements(self.batches(), self)
 
     def consume(self, count: int) -> None:
         """Notes that the first ``count`` batches (or elements) were consumed here, and not by way of TensorFlow."""
-        self._loader.consumption.note_direct()
-        self._consumed = self.place_after(count)
-        self._loader.consume(self._consumed)
+        self._progress.consumption.note_direct()
+        self._consumed = self.position_after(count)
+        self._progress.consume(self._consumed)
 
     def finish(self) -> None:
-        """The consumer has come to the end, where the place is the next epoch's start on every host."""
-        if self._loader.position == self._consumed:  # otherwise another run is read by now
+        """The consumer has come to the end, where the position is the start of the next epoch on every host."""
+        if self._progress.consumed == self._consumed:  # otherwise another epoch is read by now
             self._consumed = Position(self.epoch + 1, 0)
-            self._loader.consume(self._consumed)
+            self._progress.consume(self._consumed)
 
     def close(self) -> None:
-        """Gives the run up; if all of it was delivered, its epoch is over."""
+        """Cancels what is left; if everything was delivered, the epoch is over."""
         self._finalizer()
         self.settle()
 
@@ -131,133 +151,109 @@ class Run:
         self._left_ns = 0
 
     def settle(self) -> None:
-        """Tells the loader, once, that the epoch is over if everything was delivered."""
+        """Calls ``end_epoch``, once, if everything was delivered."""
         if not self._is_over and self.delivered >= self.num_batches:
             self._is_over = True
-            self._loader.end_epoch()
+            self._end_epoch()
 
-    def __iter__(self) -> Run:
-        """Returns the run itself."""
+    def __iter__(self) -> EpochIterator:
+        """Returns the object itself."""
         return self
 
     def __next__(self) -> Any:
         """Returns the next batch, which counts as consumed from then on."""
-        if self._position >= self.length:
+        if self._next >= self.length:
             self.end()
             self.close()
             raise StopIteration
         if self._batch is None:
-            self._batch = self.get(self._position)
-        self.consume(self._position + 1 - self.first)
-        # Last, and without a call in between: what Ctrl-C interrupts above is given by the next call.
+            self._batch = self.get(self._next)
+        self.consume(self._next + 1 - self.first)
+        # Last, and without a call in between: what Ctrl-C interrupts above is returned by the next call.
         batch, self._batch = self._batch, None
-        self._position += 1
+        self._next += 1
         return batch
 
     def __repr__(self) -> str:
-        return f"<Run: epoch {self.epoch}, batch {self._position} of {self.length}>"
+        return f"<EpochIterator: epoch {self.epoch}, batch {self._next} of {self.length}>"
 
-    def _check_bad(self) -> None:
-        limit = self._loader.bad_limit
-        if limit.is_exceeded(self._bad):
-            self._pool.fail(limit.error(self.epoch, self._bad, self._first_bad))
-            raise limit.error(self.epoch, self._bad, self._first_bad)
-
-    def _record_bad(self, position: int, reports: Sequence[SampleReport]) -> None:
+    def _record_bad(self, batch_index: int, reports: Sequence[SampleReport]) -> None:
         bad = [
-            BadSample(
-                report.index, report.where, f"{report.kind}: {report.error}",
-                report.traceback if number < TRACEBACKS_KEPT else "",
-            )
-            for number, report in enumerate(reports, self._bad)
+            BadSample.of(report, keep_traceback=number < TRACEBACKS_KEPT)
+            for number, report in enumerate(reports, self._num_bad)
         ]
-        self._bad += len(bad)
+        self._num_bad += len(bad)
         self._first_bad = (self._first_bad + bad)[:NAMED]
-        if self._loader.is_batched:
-            self._loader.record_bad(bad, Position(self.epoch, position + 1))
-            return
-        start = self._start.batch + position * self._loader.block_size
-        stop = min(start + self._loader.block_size, len(self._loader))
-        for sample, place in zip(bad, self._places_of(bad, start, stop), strict=True):
-            self._loader.record_bad([sample], Position(self.epoch, place + 1))
-            if self._loader.drops_bad:
-                bisect.insort(self._dropped, place)
-
-    def _places_of(self, bad: list[BadSample], start: int, stop: int) -> list[int]:
-        """The place in the epoch that each bad sample of a block was read for.
-
-        They come in the order of the block. Behind one come those that were to replace it and were bad too; such a
-        sample may have a place of its own in the block, where it is told of again.
-        """
-        samples = self._loader.samples_of(self.epoch, start, stop)
-        own = {index: at for at, index in enumerate(samples)}
-        places: list[int] = []
-        at = attempt = 0
-        for index in (sample.index for sample in bad):
-            is_stand_in = attempt > 0 and index == self._loader.replacement_of(self.epoch, samples[at], attempt)
-            if is_stand_in and not self._loader.drops_bad:
-                attempt += 1
-            else:
-                at, attempt = own.get(index, at), 1
-            places.append(start + at)
-        return places
+        if self._description.is_batched:
+            self._progress.record_bad(bad, Position(self.epoch, batch_index + 1))
+        else:
+            start = self._start.batch + batch_index * self._description.block_size
+            for sample, report in zip(bad, reports, strict=True):
+                assert report.offset is not None, "the sample was read for a block"
+                self._progress.record_bad([sample], Position(self.epoch, start + report.offset + 1))
+                if self._description.on_bad_sample.drops:
+                    bisect.insort(self._dropped, start + report.offset)
+        if self._description.max_bad.is_exceeded(self._num_bad):
+            error = self._description.max_bad.error(self.epoch, self._num_bad, self._first_bad, bad[-1])
+            self._pool.fail(error)
+            raise error.again()
 
 
 class _Batches(Iterator[Any]):
-    """See :meth:`Run.batches`."""
+    """See :meth:`EpochIterator.batches`."""
 
-    def __init__(self, run: Run, position: int, step: int) -> None:
-        self._run = run
-        self._position = position
+    def __init__(self, epoch: EpochIterator, batch_index: int, step: int) -> None:
+        self._epoch = epoch
+        self._batch_index = batch_index
         self._step = step
 
     def __next__(self) -> Any:
-        if self._position >= self._run.length:
-            self._run.end()
+        if self._batch_index >= self._epoch.length:
+            self._epoch.end()
             raise StopIteration
-        batch = self._run.get(self._position)
-        self._position += self._step
+        batch = self._epoch.get(self._batch_index)
+        self._batch_index += self._step
         return batch
 
 
 class Elements(Iterator[Any]):
-    """The elements of a run without a batch size, one by one, as views of the blocks that they travel in.
+    """The elements in blocks, one by one, as views of the blocks that they travel in.
 
     Args:
-        blocks: these blocks; asked again after an exception.
-        run: the run that counts each element as consumed; None: somebody else counts.
+        blocks: the blocks; asked again after an exception.
+        epoch: counts each element as consumed; None: elements are counted elsewhere.
     """
 
-    def __init__(self, blocks: Iterator[Any], run: Run | None = None) -> None:
+    def __init__(self, blocks: Iterator[Any], epoch: EpochIterator | None = None) -> None:
         self._blocks = blocks
-        self._run = run
+        self._epoch = epoch
         self._block: Any = None
         self._leaves: list[Any] = []
         self._size = 0
-        self._place = 0
+        self._offset = 0
         """Of the next element in the block."""
         self._count = 0
         """Elements yielded so far."""
 
     def __next__(self) -> Any:
         """Returns the next element; an error is raised again at every further call."""
-        while self._place >= self._size:  # a block without an element has lost all of them as bad samples
-            self._block, self._leaves, self._size, self._place = None, [], 0, 0
+        while self._offset >= self._size:  # a block without an element has lost all of them as bad samples
+            self._block, self._leaves, self._size, self._offset = None, [], 0, 0
             self._block = self._next_block()
             self._leaves = flatten(self._block)
             self._size = len(self._leaves[0])
-        element = pack_as(self._block, [leaf[self._place] for leaf in self._leaves])
-        if self._run is not None:
-            self._run.consume(self._count + 1)
-        # Last, and without a call in between: what Ctrl-C interrupts above is given by the next call.
+        element = pack_as(self._block, [leaf[self._offset] for leaf in self._leaves])
+        if self._epoch is not None:
+            self._epoch.consume(self._count + 1)
+        # Last, and without a call in between: what Ctrl-C interrupts above is returned by the next call.
         self._count += 1
-        self._place += 1
+        self._offset += 1
         return element
 
     def _next_block(self) -> Any:
         try:
             return next(self._blocks)
         except StopIteration:
-            if self._run is not None:
-                self._run.finish()
+            if self._epoch is not None:
+                self._epoch.finish()
             raise

@@ -12,22 +12,22 @@ def check_generator(generator: Any, shards: Any, args: Any) -> tuple[list[Any], 
     """Checks the arguments of ``from_generator`` and returns the shards as a list and ``args`` as a tuple.
 
     Raises:
-        ArgumentError: an argument cannot be meant.
+        ArgumentError: an argument is invalid.
     """
     if not callable(generator):
-        raise ArgumentError(f"generator is a {type(generator).__name__}; it must be a callable that takes a shard")
+        raise ArgumentError(f"generator: expected a callable that takes a shard, got a {type(generator).__name__}")
     try:
         items = list(shards)
     except TypeError:
         raise ArgumentError(
-            f"shards is a {type(shards).__name__}; it must be iterable, one item for each call of the generator"
+            f"shards: expected an iterable, one item for each call of the generator, got a {type(shards).__name__}"
         ) from None
     if not items:
         raise ArgumentError("shards is empty: generator(shard) is called once for each item of it")
     if isinstance(shards, (str, bytes)):
-        raise ArgumentError(f"shards is the string {shards!r}; pass a list of items, such as [{shards!r}]")
+        raise ArgumentError(f"shards={shards!r}: expected a list of items, such as [{shards!r}]")
     if args is not None and not isinstance(args, (tuple, list)):
-        raise ArgumentError(f"args={args!r}: wants a tuple of further arguments, such as ({args!r},)")
+        raise ArgumentError(f"args={args!r}: expected a tuple of further arguments, such as ({args!r},)")
     arguments = () if args is None else tuple(args)
     try:
         inspect.signature(generator).bind(items[0], *arguments)

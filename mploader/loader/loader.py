@@ -2,58 +2,25 @@
 
 from __future__ import annotations
 
-import atexit
-import dataclasses
-import functools
 import html
-import math
 import os
-import threading
-import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from mploader._util import resources
-from mploader._util.checks import check_source, check_transform, path_text, seconds, whole_number
-from mploader._util.trees import component_names, map_structure
-from mploader.batching.choose_layout import make_layout, make_whole_layout, varying_bytes
-from mploader.engine.ipc import serialization
-from mploader.engine.ipc.job import ProbedElement as Description
-from mploader.engine.ipc.job import SampleJob
-from mploader.engine.ipc.sample_report import ADVICE, BadSample
-from mploader.engine.ipc.worker_status import TEXT_BYTES
-from mploader.engine.scheduler.crash_policy import MAX_HANGS_IN_A_ROW
-from mploader.engine.supervisor.pool import Pool
-from mploader.errors import ArgumentError, LoaderError, ResourceError, SampleError, SpecError, StallError
-from mploader.loader import checkpoint as positions
-from mploader.loader.bad_samples import BadSamples
-from mploader.loader.checkpoint import Consumption, Position
-from mploader.loader.epoch_iterator import Run
-from mploader.loader.max_bad import MaxBad
+from mploader._util.checks import whole_number
+from mploader.engine.ipc.sample_report import BadSample
+from mploader.loader.core import CoreOwner, LoaderCore
+from mploader.loader.options import Options
+from mploader.loader.position import Position
 from mploader.monitoring.bottleneck import Diagnosis, explain
 from mploader.monitoring.statistics import Statistics
 from mploader.monitoring.trace import MAX_EVENTS, Trace
 from mploader.sampling.bucketing import BucketBy
-from mploader.sampling.plan import Plan
-from mploader.sampling.samplers import ShardShuffle, arrange
-from mploader.sources.lengths import LengthsOf, Measured
-
-if TYPE_CHECKING:
-    import tensorflow as tf
-
-POLICIES = ("raise", "drop", "replace")
-SLOTS_IN_HAND = 6
-"""Slots beyond those of the workers: what tf.data holds of a run (prefetch of 2, three in transfer) and one spare."""
-MEMORY_SHARE = 0.5
-"""The part of the memory still available that slots may take unless ``memory=`` says otherwise."""
-SAMPLES_TO_DESCRIBE = 8
-"""How many samples are tried before a loader gives up finding one good element to learn the spec from."""
+from mploader.sampling.samplers import ShardShuffle
 
 
-class Loader:
+class Loader(CoreOwner):
     """Loads batches with worker processes: see the package's docstring for the path of a batch.
 
     Args:
@@ -77,12 +44,17 @@ class Loader:
             structure of these: batches hold a :class:`~mploader.Ragged`, datasets a ``tf.RaggedTensor``.
         bucket_by: a :class:`~mploader.BucketBy`: batches of samples of similar length. Their number is the same in
             every epoch.
+        element_spec: what one element looks like, as the transform returns it: a structure (tuples, dicts) of
+            :class:`~mploader.ArraySpec` or pairs (shape, dtype), with ``bytes`` as the dtype of strings and None for a
+            size that varies; with a batch size such a component needs ``pad`` or ``ragged``. Nothing is read before the
+            first batch then, and an element that does not fit is a :class:`SpecError`. None: some elements are made to
+            find out.
         memory: bytes that slots may take, as an int or text such as "512MiB". None: chosen and reported.
         stall_timeout: seconds without progress before a worker is replaced.
         trace: a file to write a timeline to, from the start until the loader is closed; see :meth:`trace`.
 
     Raises:
-        ArgumentError: an argument cannot be meant, or cannot be sent to a worker.
+        ArgumentError: an argument is invalid, or cannot be sent to a worker.
         SampleError: none of the first samples can be made into an element.
         StallError: workers hang at their start, or on the first sample (several of them, if bad samples are skipped).
         ResourceError: the machine does not grant memory, processes or descriptors.
@@ -105,91 +77,22 @@ class Loader:
         pad: Any = None,
         ragged: Any = False,
         bucket_by: BucketBy | None = None,
+        element_spec: Any = None,
         memory: int | str | None = None,
         stall_timeout: float = 300.0,
         trace: str | os.PathLike[str] | None = None,
     ) -> None:
-        num_samples = check_source(source)
-        check_transform(transform)
-        if bucket_by is not None and not isinstance(bucket_by, BucketBy):
-            raise ArgumentError(f"bucket_by={bucket_by!r}: wants a mploader.BucketBy, or None")
-        trace = None if trace is None else path_text("trace", trace, "the name of a file")
-        self._batch_size = None if batch_size is None else whole_number("batch_size", batch_size, 1)
-        self._sizes_vary = bucket_by is not None and len(set(bucket_by.batch_sizes or ())) > 1
-        if bucket_by is not None:
-            self._batch_size = bucket_by.largest_batch(self._batch_size)
-        self._num_workers = (
-            resources.usable_cpus() if num_workers is None else whole_number("num_workers", num_workers, 1)
-        )
-        if on_bad_sample not in POLICIES:
-            raise ArgumentError(f"on_bad_sample={on_bad_sample!r}: wants one of {', '.join(POLICIES)}")
-        stall_timeout_s = seconds("stall_timeout", stall_timeout)
-        budget = None if memory is None else resources.parse_bytes(memory, "memory")
-        plan = Plan(num_samples, self._batch_size or 1, seed, bool(shuffle), drop_remainder, shard)
-        self._plan = dataclasses.replace(plan, own_order=arrange(source, num_samples, plan.seed, shuffle))
-        if not self._plan.num_batches:
-            raise ArgumentError(
-                f"an epoch would be empty: {num_samples} samples do not fill one batch of "
-                f"{self._plan.global_batch_size}, and drop_remainder=True leaves out what does not"
-            )
-        self._on_bad_sample = on_bad_sample
-        self.bad_limit = MaxBad.of(max_bad_samples, on_bad_sample, self._plan.num_host_samples)
-        serialization.check_picklable("source", source)
-        serialization.check_picklable("transform", transform)
-        served = source
-        if bucket_by is not None:
-            lengths = bucket_by.length
-            if callable(lengths):
-                lengths = _measure_lengths(source, lengths, self._num_workers, on_bad_sample, stall_timeout_s)
-                without = frozenset(np.flatnonzero(lengths < 0).tolist())
-                served = Measured(source, bucket_by.length, without) if without else source
-            self._plan = bucket_by.plan(self._plan, lengths)
-            self.bad_limit = dataclasses.replace(self.bad_limit, samples=self._plan.num_host_samples)
-
-        self._lock = threading.RLock()  # a signal handler may come back while it is held
-        self._next = self._consumed = Position(0, 0)
-        """Where the next run starts; the place behind the last batch that was consumed."""
-        self._ahead: tuple[Position, int] | None = None
-        """(start, run) of the run that is made ahead of time."""
-        self.consumption = Consumption()
-        self._source = source
-        self._changes = hasattr(source, "begin_epoch")
-        """Whether the source is told of epochs in this process, may change then, and is sent to the workers anew."""
-        self._is_whole = bool(getattr(source, "yields_batches", False))
-        """Whether the samples of the source are batches already."""
-        self._described: dict[int, Description] = {}
-        self._last_run: weakref.ref[Run] | None = None
-        self._bad = BadSamples()
-        job = SampleJob(
-            source=served, transform=transform, plan=self._plan, on_bad_sample=on_bad_sample,
-            is_batched=self.is_batched,
+        options = Options.of(
+            source, transform, batch_size=batch_size, shuffle=shuffle, seed=seed, drop_remainder=drop_remainder,
+            num_workers=num_workers, shard=shard, on_bad_sample=on_bad_sample, max_bad_samples=max_bad_samples, pad=pad,
+            ragged=ragged, bucket_by=bucket_by, element_spec=element_spec, memory=memory, stall_timeout=stall_timeout,
+            trace=trace,
         )  # fmt: skip
-        self._pool = Pool(job, self._num_workers, stall_timeout_s)
-        # Whatever happens to the loader, its workers end: on close(), when it is collected, or at exit.
-        self._finalizer = weakref.finalize(self, self._pool.request_stop)
-        self._finalizer.atexit = False
-        _open_loaders.add(self)
-        try:
-            if trace is not None:
-                self._pool.start_trace(trace)
-            description = self._describe_element()
-            if self._is_whole:
-                self._layout = make_whole_layout([other.structure for other in self._describe_spread().values()])
-            else:
-                capacity = self._plan.longest_batch if self.is_batched else None
-                self._layout = make_layout(description.structure, description.component_bytes, pad, ragged, capacity)
-            # The first batches are begun when they are asked for and not here: a saved position may be loaded next, and
-            # each worker would first finish those that it has begun. Measured with batches of 0.4 s, on two busy cores:
-            # a position that was loaded 2 s after this gave its first batch in 2.0 s, and now does in 1.1 s, as a start
-            # does. The price is the head start where iter() comes late: a batch that was ready then takes 0.9 s, once.
-            self._allocate(description, budget)
-        except BaseException:
-            self.close()
-            raise
+        self._core = LoaderCore(source, transform, options)
 
     def __len__(self) -> int:
         """Batches in an epoch of this host; elements, for a loader without a batch size."""
-        return self._plan.num_host_samples if self._batch_size is None else self.num_places
+        return self._core.description.num_batches
 
     @property
     def element_spec(self) -> Any:
@@ -197,74 +100,46 @@ class Loader:
 
         With a batch size the first dimension is the batch: its size if every batch is full, otherwise None.
         """
-        if self._batch_size is None:
-            return map_structure(lambda codec: codec.spec, self._layout.structure)
-        is_full = self._plan.drop_remainder and self._on_bad_sample != "drop" and not self._sizes_vary
-        batch = self._batch_size if is_full else None
-        return map_structure(lambda codec: codec.batch_spec(batch), self._layout.structure)
+        return self._core.element_spec
 
     def __iter__(self) -> Iterator[Any]:
-        """Starts one run over the next epoch and returns its iterator of NumPy batches."""
-        run = self.open_run()
-        return iter(run) if self._batch_size is not None else run.elements()
+        """Starts one pass over the next epoch and returns its iterator of NumPy batches."""
+        epoch = self._core.open_epoch()
+        return iter(epoch) if self._core.description.is_batched else epoch.elements()
 
-    def open_run(self) -> Run:
-        """Starts one run over the next epoch, whose batches can be asked for by position.
-
-        Raises:
-            ClosedError: the loader is closed.
-        """
-        if self._changes:
-            return self._open_changing_run()
-        with self._lock:
-            start = self._next
-            if self._ahead is not None and self._ahead[0] == start:
-                number = self._ahead[1]
-                self._pool.claim(number)
-            else:
-                number = self._open(start, claimed=True)
-            self._next = Position(start.epoch + 1, 0)
-            self._ahead = None
-        self._make_ahead()
-        return Run(self, self._pool, start, number)
-
-    def _open_changing_run(self) -> Run:
-        """The same for a source that changes between epochs: workers get it anew, and nothing is made ahead."""
-        last = None if self._last_run is None else self._last_run()
-        if last is not None:
-            last.settle()  # its last batch may have come before its end was noticed
-        with self._lock:
-            start = self._next
-            self._next = Position(start.epoch + 1, 0)
-        # Outside the lock, since this is the user's code.
-        self._source.begin_epoch()
-        renewal = self._pool.renew(start.epoch, self._source)
-        run = Run(self, self._pool, start, self._open(start, claimed=True), renewal)
-        self._last_run = weakref.ref(run)
-        return run
-
-    def end_epoch(self) -> None:
-        """All batches of an epoch were delivered."""
-        if self._changes:
-            self._source.end_epoch()
-
-    def as_dataset(self) -> tf.data.Dataset:
+    def as_dataset(self) -> Any:
         """Returns a ``tf.data.Dataset`` of the same batches, adopted by TensorFlow without a copy.
 
-        Each iteration of it is one run over the next epoch. Its cardinality is known, but for a loader without a batch
-        size that drops bad samples: nobody knows before how many elements are left.
+        Each iteration of it is one pass over the next epoch. Its cardinality is known, except for a loader without a
+        batch size that drops bad samples, where it is unknown how many elements are left.
         """
-        from mploader import tfdata  # the only place where this module meets TensorFlow
+        from mploader import tfdata  # imports TensorFlow
 
         return tfdata.as_dataset(self)
 
+    def batch(self, epoch: int, n: int) -> Any:
+        """Makes any one batch again, for debugging: workers read, transform and batch its samples as they did before.
+
+        Nothing counts as consumed, no bad sample is recorded, and iterations that are under way go on as if this had
+        not been called. An error that the batch raises does not end the loader.
+
+        Args:
+            epoch: from 0.
+            n: the number of the batch in the epoch, from 0; without a batch size that of the element.
+
+        Raises:
+            ArgumentError: there is no such batch, or the source changes between epochs and this one is not being read.
+            LoaderError: the batch cannot be made, or the element was dropped.
+        """
+        return self._core.batch(whole_number("epoch", epoch, 0), whole_number("n", n, 0))
+
     def statistics(self) -> Statistics:
         """Returns a frozen snapshot of the counters."""
-        return self._pool.statistics()
+        return self._core.pool.statistics()
 
     def explain(self) -> Diagnosis:
-        """Tells what limits the last minute (training, decoding, reading, ...) and what to change; print it."""
-        return explain(self._pool.recent_statistics(), resources.usable_cpus())
+        """Says what limits the last minute (training, decoding, reading, ...) and what to change; print it."""
+        return explain(self._core.pool.recent_statistics(), resources.usable_cpus())
 
     def trace(self, path: str | os.PathLike[str], *, max_events: int = MAX_EVENTS) -> Trace:
         """Writes a timeline of workers, slots and consumers from now on, for https://ui.perfetto.dev.
@@ -273,17 +148,12 @@ class Loader:
 
         Args:
             path: the file, in the JSON format of Chrome traces; replaced if it exists.
-            max_events: how many events the file may hold, about 130 bytes each; a batch makes eight or so.
+            max_events: how many events the file may hold, about 130 bytes each; a batch makes about eight.
 
         Raises:
             ArgumentError: the file cannot be written, or a trace is under way.
         """
-        return self._pool.start_trace(path, max_events)
-
-    @property
-    def current_trace(self) -> Trace | None:
-        """The timeline that is being written, if there is one."""
-        return self._pool.trace
+        return self._core.pool.start_trace(path, max_events)
 
     def bad_samples(self) -> list[BadSample]:
         """Returns the samples that were dropped or replaced in the batches delivered so far, oldest first.
@@ -291,112 +161,64 @@ class Loader:
         A sample that is bad in every epoch is listed for every epoch. A long training lists the last four epochs, and
         at least the last 1,000 bad samples; ``statistics().bad_samples`` counts all.
         """
-        with self._lock:
-            return self._bad.samples()
+        return self._core.progress.bad_samples()
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the position of the last consumed batch: a plain dict for JSON, below 4 kB for any dataset.
 
-        A batch is consumed once ``next()`` has returned it; what was prepared ahead does not count. Where several runs
-        are read in turn, the one that gave the last batch counts. TensorFlow takes batches ahead of training, so with
-        :meth:`as_dataset` a :class:`mploader.tfdata.Position` or :class:`mploader.tfdata.ResumeCallback` counts what
-        training has consumed.
+        A batch is consumed once ``next()`` has returned it; what was prepared ahead does not count. Where several
+        epochs are read in turn, the one that gave the last batch counts. TensorFlow takes batches ahead of training, so
+        with :meth:`as_dataset` a :class:`mploader.tfdata.Position` or :class:`mploader.tfdata.ResumeCallback` counts
+        what training has consumed.
 
         Raises:
-            ArgumentError: a dataset of this loader is read and nobody counts.
+            ArgumentError: a dataset of this loader is read, and its batches are not counted.
         """
-        if self.consumption.opened and not self.consumption.is_counted:
-            raise ArgumentError(
-                "TensorFlow takes batches ahead of training, so the loader does not know which were trained on. Count "
-                "them: make position = mploader.tfdata.Position(loader) before the first batch and call "
-                "position.advance() after each training step, or give fit() a mploader.tfdata.ResumeCallback(loader)"
-            )
-        with self._lock:
-            consumed = self._consumed
-            count, indices, in_epoch = self._bad.until(consumed)
-        return positions.save(consumed, self._plan, self.is_batched, self._source_facts, count, indices, in_epoch)
+        return self._core.state()
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
         """Continues at a saved position: the next ``iter()``, or iteration of a dataset, starts there.
 
         Nothing is read or decoded to get there. Workers, slots and hosts may be other ones than when the state was
-        saved, as long as ``batch_size * hosts`` is the same; runs that are under way are not affected. The epoch that
-        the position lies in is the shorter by what was consumed of it, every later one is whole.
+        saved, as long as ``batch_size * hosts`` is the same; iterations that are under way are not affected. The epoch
+        of the position is shorter by what was consumed of it, every later one is whole.
 
         Args:
             state: from :meth:`state_dict`, as it was or through JSON.
-            strict: refuse the position of other data, or of another order. False: take it all the same.
+            strict: refuse the position of other data, or of another order. False: continue there anyway.
 
         Raises:
-            ArgumentError: this is no state, or it does not fit this loader; the message lists what differs.
+            ArgumentError: ``state`` is not a state, or does not fit this loader; the message lists what differs.
         """
-        start = positions.restore(state, self._plan, self.is_batched, self._source_facts, strict)
-        with self._lock:
-            if self._ahead is not None:
-                self._pool.cancel_series(self._ahead[1])
-                self._ahead = None
-            self._next = self._consumed = start
-            self._bad.load(
-                start, state.get("bad_samples", 0), state.get("bad_indices", []), state.get("bad_in_epoch", 0)
-            )
-            self.consumption.clear()
-        self._make_ahead()
-
-    def rewind(self, place: Position) -> None:
-        """Lets the next run start at a place again. A source that changes between epochs cannot be rewound."""
-        if self._changes:
-            return
-        with self._lock:
-            if self._ahead is not None and self._ahead[0] != place:
-                self._pool.cancel_series(self._ahead[1])
-                self._ahead = None
-            self._next = place
-
-    @property
-    def start(self) -> Position:
-        """Where the next run starts: ``(epoch, batch)``."""
-        return self._next
+        self._core.load(state, strict=strict)
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next run reads, from 0."""
-        return self._next.epoch
+        """The epoch that the next iteration reads, from 0."""
+        return self._core.progress.next.epoch
 
     @property
     def position(self) -> Position:
-        """The place behind the last consumed batch: ``(epoch, batch)``; the place 0 of the next epoch at an end."""
-        return self._consumed
-
-    @property
-    def is_batched(self) -> bool:
-        """Whether it yields batches; otherwise it yields elements one by one."""
-        return self._batch_size is not None
-
-    @property
-    def num_places(self) -> int:
-        """Places of a position in an epoch, the same on every host.
-
-        Without a batch size a host of several may have one element less than places.
-        """
-        return self._plan.num_batches
+        """The position after the last consumed batch, (epoch, batch); at the end of an epoch, the start of the next."""
+        return self._core.progress.consumed
 
     @property
     def num_workers(self) -> int:
         """How many worker processes the loader keeps alive."""
-        return self._num_workers
+        return self._core.options.num_workers
 
     @property
     def worker_pids(self) -> list[int]:
         """The process ids of the living workers."""
-        return self._pool.worker_pids
+        return self._core.pool.worker_pids
 
     def close(self) -> None:
-        """Ends the workers and waits for them, at most a few seconds. Batches that somebody holds stay valid.
+        """Ends the workers and waits for them, at most a few seconds. Batches that you hold stay valid.
 
         May be called again, from any thread. Never needed for correctness: a loader that is collected, and an
         interpreter that exits, end the workers as well.
         """
-        self._pool.close()
+        self._core.close()
 
     def __enter__(self) -> Loader:
         """Returns the loader itself."""
@@ -411,174 +233,14 @@ class Loader:
         raise TypeError("a Loader cannot be pickled or sent to another process; make one there")
 
     def __repr__(self) -> str:
-        size = "unbatched" if self._batch_size is None else f"batches of {self._batch_size}"
+        description, slots = self._core.description, self._core.slots
+        size = "unbatched" if description.batch_size is None else f"batches of {description.batch_size}"
         return (
-            f"<Loader: {self._plan.num_samples} samples, {size}, {len(self)} an epoch, {self._num_workers} workers, "
-            f"{self._num_slots} slots of {self._slot_bytes / 2**20:.1f} MiB, next epoch {self.epoch}>"
+            f"<Loader: {description.plan.num_samples} samples, {size}, {len(self)} an epoch, "
+            f"{self.num_workers} workers, {slots.count} slots of {slots.slot_bytes / 2**20:.1f} MiB, "
+            f"next epoch {self.epoch}>"
         )
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         return f"<div><code>{html.escape(repr(self))}</code></div>{self.statistics()._repr_html_()}"
-
-    # Inside
-
-    def _open(self, start: Position, *, claimed: bool) -> int:
-        """Opens a run of the pool from a place on."""
-        if self.is_batched:
-            return self._pool.open_series(start.epoch, len(self), start.batch, claimed=claimed)
-        blocks = -(-(len(self) - start.batch) // self.block_size)
-        return self._pool.open_series(start.epoch, max(0, blocks), first=start.batch, claimed=claimed)
-
-    @property
-    def drops_bad(self) -> bool:
-        """Whether bad samples are left out."""
-        return self._on_bad_sample == "drop"
-
-    @property
-    def block_size(self) -> int:
-        """Samples in a batch; without a batch size, elements in the blocks that they travel in."""
-        return self._layout.capacity
-
-    @functools.cached_property
-    def _source_facts(self) -> dict[str, str | int]:
-        return positions.facts_of(self._source)
-
-    def samples_of(self, epoch: int, start: int, stop: int) -> list[int]:
-        """The samples of some batches of an epoch (elements, without a batch size), in order."""
-        return list(map(int, self._plan.batches(epoch, start, stop)))
-
-    def replacement_of(self, epoch: int, index: int, attempt: int) -> int:
-        """The sample that stands in for a bad one."""
-        return self._plan.replacement(epoch, index, attempt)
-
-    def bad_before(self, start: Position) -> int:
-        """How many samples were bad in the epoch of a run before the place where the run starts."""
-        return self._bad.before(start)
-
-    def consume(self, place: Position) -> None:
-        """Notes that everything before a place was consumed."""
-        self._consumed = place
-
-    def _describe_element(self) -> Description:
-        """Learns what an element looks like from the first sample that is good."""
-        last = self._plan.num_samples - 1
-        first_error: LoaderError | None = None
-        hung = 0
-        for index in sorted({*self._spread_samples(), *range(min(last + 1, SAMPLES_TO_DESCRIBE))}):
-            try:
-                return self._describe(index)
-            except SampleError as error:
-                first_error, hung = first_error or error, 0
-            except StallError as error:
-                first_error, hung = first_error or error, hung + 1
-                # What has ended all workers comes again each time.
-                if self._on_bad_sample == "raise" or hung == MAX_HANGS_IN_A_ROW:
-                    raise
-        assert first_error is not None
-        if self._on_bad_sample == "raise":
-            raise first_error
-        first = str(first_error).replace(f"{ADVICE}\n", "")  # it was followed
-        raise SampleError(
-            f"none of the samples that were tried could be made into an element, and on_bad_sample="
-            f"{self._on_bad_sample!r} needs a good one to learn shapes and dtypes from. The first of them:\n\n"
-            f"{first}"
-        )
-
-    def _spread_samples(self) -> list[int]:
-        last = self._plan.num_samples - 1
-        if self._is_whole:
-            return [0, min(1, last), last]  # two as Keras does, and the last, which tends to be shorter
-        return [round(last * part / SAMPLES_TO_DESCRIBE) for part in range(SAMPLES_TO_DESCRIBE)]
-
-    def _describe(self, index: int) -> Description:
-        if index not in self._described:
-            self._described[index] = self._pool.probe(index)
-        return self._described[index]
-
-    def _describe_spread(self) -> dict[int, Description]:
-        """Describes samples here and there, those that are good; of the others a run tells when they come up."""
-        bad = (SampleError, SpecError) if self._on_bad_sample == "raise" else (SampleError, SpecError, StallError)
-        for index in self._spread_samples():
-            with suppress(*bad):
-                self._describe(index)
-        return dict(sorted(self._described.items()))
-
-    def _largest_varying_bytes(self, description: Description) -> int:
-        """Estimates what varies of a batch from the largest of some samples, each as if its batch were like it."""
-        names = component_names(description.structure)
-        return max(
-            (self._plan.batch_size_with(index) if self.is_batched else self._layout.capacity)
-            * varying_bytes(self._layout, other.component_bytes)
-            for index, other in self._describe_spread().items() if component_names(other.structure) == names
-        )  # fmt: skip
-
-    def _allocate(self, description: Description, budget: int | None) -> None:
-        element_bytes = max(1, sum(description.component_bytes))
-        batch_bytes = self._layout.fixed_bytes
-        if not self._layout.is_fixed:
-            # With room for larger ones; a batch beyond that travels outside the slots.
-            batch_bytes += int(1.5 * self._largest_varying_bytes(description)) + TEXT_BYTES
-        self._slot_bytes = batch_bytes + TEXT_BYTES
-        wanted = 2 * self._num_workers + SLOTS_IN_HAND
-        allowed = int(resources.available_memory() * MEMORY_SHARE) if budget is None else budget
-        self._num_slots = min(wanted, allowed // self._slot_bytes)
-        if self._num_slots < 2:
-            source = "memory=" if budget else "half of the free memory, "
-            raise ResourceError(
-                f"{source}{allowed / 2**20:.1f} MiB holds {allowed // self._slot_bytes} slots of "
-                f"{self._slot_bytes / 2**20:.1f} MiB, and a loader needs at least 2 (a slot holds a batch of "
-                f"{self._layout.capacity} samples of {element_bytes:,} bytes). Pass a smaller batch_size=, or "
-                f'memory="{math.ceil(2 * self._slot_bytes / 2**20)}MiB" or more'
-            )
-        reserved = max(1, min(2 * self._num_workers, self._num_slots // 2))
-        self._pool.allocate(self._layout, batch_bytes, self._num_slots, reserved, wanted)
-
-    def _make_ahead(self) -> None:
-        """Lets the workers begin with the next epoch as soon as the present one leaves them time."""
-        with self._lock:
-            if self._ahead is None and not self._changes:
-                self._ahead = self._next, self._open(self._next, claimed=False)
-
-    def record_bad(self, bad: list[BadSample], place: Position) -> None:
-        """Keeps what a delivered batch says of its bad samples; ``place`` is the one behind the batch."""
-        with self._lock:
-            self._bad.add(bad, place)
-
-
-def check_loader(name: str, loader: Any) -> Loader:
-    """Returns what a class of this package was given as its loader.
-
-    Raises:
-        ArgumentError: it is something else, such as the dataset.
-    """
-    if not isinstance(loader, Loader):
-        raise ArgumentError(f"{name}({type(loader).__name__}): wants the mploader.Loader whose as_dataset() is read")
-    return loader
-
-
-def _measure_lengths(
-    source: Any, length: Callable[[Any], int], num_workers: int, on_bad_sample: str, stall_timeout_s: float
-) -> Any:
-    """Asks for the length of every sample, in workers of its own. Returns int64 (samples,)."""
-    serialization.check_picklable("length", length)
-    lengths = LengthsOf(source, length, raises=on_bad_sample == "raise")
-    # A sample that kills workers is replaced here and reported when its turn comes.
-    policy = "raise" if on_bad_sample == "raise" else "replace"
-    batch_size = min(1024, -(-len(source) // num_workers))
-    with Loader(
-        lengths, batch_size=batch_size, num_workers=num_workers, on_bad_sample=policy, stall_timeout=stall_timeout_s
-    ) as loader:
-        return np.concatenate([batch.copy() for batch in loader])
-
-
-_open_loaders: weakref.WeakSet[Loader] = weakref.WeakSet()
-
-
-def close_all() -> None:
-    """Closes every loader that is still open; called when the interpreter exits."""
-    for loader in list(_open_loaders):
-        loader.close()
-
-
-atexit.register(close_all)

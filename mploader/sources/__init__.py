@@ -31,3 +31,8 @@ from mploader.sources.tfrecord import TFRecordShards
 __all__ = [
     "Concat", "ImageFolder", "Map", "Mix", "Source", "Subset", "TFRecordShards", "TarShards", "open_source",
 ]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted(__all__)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mploader.tfdata.dataset import as_dataset, tensor_spec
+from mploader.tfdata.dataset import as_dataset
 from mploader.tfdata.distribution import HostShard, distribute
 from mploader.tfdata.generator import from_generator
+from mploader.tfdata.pool_iteration import tensor_spec
 from mploader.tfdata.position import Position
 from mploader.tfdata.profile_merge import merge_profile
 

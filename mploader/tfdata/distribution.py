@@ -16,18 +16,19 @@ from typing import Any
 
 import tensorflow as tf
 
-from mploader.loader.loader import Loader
+from mploader.loader.core import CoreOwner
+from mploader.tfdata.dataset import as_dataset
 
 
 class HostShard(tuple[int, int]):
-    """What a loader on one host must know: the pair (index, count) for ``shard=``, and the replicas of the strategy."""
+    """What a loader on one host has to know: the pair (index, count) for ``shard=``, and the number of replicas."""
 
     num_replicas_in_sync: int
     """Replicas on all hosts."""
 
     @classmethod
     def of(cls, context: tf.distribute.InputContext) -> HostShard:
-        """The share that TensorFlow's context means."""
+        """Returns the host shard of TensorFlow's context."""
         shard = cls((context.input_pipeline_id, context.num_input_pipelines))
         shard.num_replicas_in_sync = context.num_replicas_in_sync
         return shard
@@ -46,7 +47,7 @@ class HostShard(tuple[int, int]):
         return global_batch_size // self.num_replicas_in_sync
 
 
-def distribute(loader_fn: Callable[[HostShard], Loader], strategy: Any) -> Any:
+def distribute(loader_fn: Callable[[HostShard], CoreOwner], strategy: Any) -> Any:
     """Distributes loaders: ``distribute(lambda shard: Loader(source, batch_size=32, shard=shard), strategy)``.
 
     A step takes one batch for each replica: replica r of R on this host gets batch ``step * R + r`` of its loader.
@@ -61,6 +62,6 @@ def distribute(loader_fn: Callable[[HostShard], Loader], strategy: Any) -> Any:
     """
 
     def make(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        return loader_fn(HostShard.of(context)).as_dataset()
+        return as_dataset(loader_fn(HostShard.of(context)))
 
     return strategy.distribute_datasets_from_function(make)

@@ -1,8 +1,8 @@
 """The end of the program, while TensorFlow still reads ahead from a loader.
 
-A thread of TensorFlow that wants to run Python once the interpreter has begun to end is ended itself, wherever it is
-(``PyThread_exit_thread`` in CPython's ``take_gil``). The iterator that it reads for is ended with the last variables of
-the program, waits for it then, and the program hangs. So all iterators are ended before, in an exit handler.
+Once the interpreter has begun to end, a thread of TensorFlow that enters Python is ended by CPython, wherever it is
+(``PyThread_exit_thread`` in ``take_gil``). The iterator that it reads for goes with the last variables of the program
+and then waits for that thread, so the program hangs. So an exit handler ends all iterators before.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tensorflow as tf
 from tensorflow.python.data.ops.iterator_ops import OwnedIterator
 from tensorflow.python.data.ops.multi_device_iterator_ops import OwnedMultiDeviceIterator
 
-from mploader.loader import generator_pool, loader
+from mploader.loader import open_pools
 
 GRACE_S = 1.0
 """How long a batch that is being waited for may take at the end of the program."""
@@ -42,8 +42,7 @@ def install() -> None:
 def _end(thread: threading.Thread) -> None:
     _ending.set()
     thread.join(GRACE_S)
-    loader.close_all()  # whoever still waits for a batch gets an error
-    generator_pool.close_all()
+    open_pools.close_all()  # a consumer that still waits for a batch gets an error
     thread.join(LIMIT_S)
 
 

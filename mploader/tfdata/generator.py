@@ -6,8 +6,6 @@ TensorFlow's own ``interleave`` merges them: so the order is by construction tha
 
 from __future__ import annotations
 
-import itertools
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -23,16 +21,16 @@ from mploader.batching.spec import STRING, ArraySpec, Pad
 from mploader.batching.variable_codecs import Apart
 from mploader.engine.ipc.job import GeneratorJob
 from mploader.engine.worker.input_values import SplitRagged
-from mploader.errors import ArgumentError, ClosedError
+from mploader.errors import ArgumentError
 from mploader.loader.epoch_iterator import Elements
 from mploader.loader.generator_arguments import check_generator
-from mploader.loader.generator_pool import GeneratorPool, Pass
-from mploader.tfdata.dataset import PREFETCH, Sticky, can_unbatch, tensor_spec
+from mploader.loader.generator_pool import GeneratorPool
+from mploader.tfdata.pool_iteration import Handle, Sticky, can_unbatch, finish, map_assemble, tensor_spec
 
 BLOCK_BYTES = 2**20
 BLOCK_ELEMENTS = 256
 CYCLE_LENGTH = 16
-"""Shards that are merged at once if nobody says. The order depends on it, so it does not depend on the machine."""
+"""Shards that are merged at once by default. The order depends on it, so it does not depend on the machine."""
 
 
 def from_generator(
@@ -81,7 +79,7 @@ def from_generator(
         A dataset of unknown cardinality. Its workers start now and end when the dataset is collected or at exit.
 
     Raises:
-        ArgumentError: an argument cannot be meant, or cannot be sent to a worker.
+        ArgumentError: an argument is invalid, or cannot be sent to a worker.
         ResourceError: the machine does not grant memory, processes or descriptors.
     """
     items, arguments = check_generator(generator, shards, args)
@@ -90,26 +88,22 @@ def from_generator(
     whole_number("block_length", block_length, 1)
     for name, value in (("ordered", ordered), ("drop_remainder", drop_remainder)):
         if not isinstance(value, bool):
-            raise ArgumentError(f"{name}={value!r}: wants True or False")
+            raise ArgumentError(f"{name}={value!r}: expected True or False")
     if batch_size is not None:
         whole_number("batch_size", batch_size, 1)
     elif drop_remainder:
-        raise ArgumentError("drop_remainder=True says what becomes of the last batch: it needs batch_size=")
+        raise ArgumentError("drop_remainder=True: expected batch_size= with it, since it is about the last batch")
     stall_timeout_s = seconds("stall_timeout", stall_timeout)
     form = _Form(output_signature, batch_size, drop_remainder)
-    job = GeneratorJob(generator=generator, inputs=items, args=arguments, is_batched=form.is_batched, prepare=form.prepare)
+    job = GeneratorJob(
+        generator=generator, inputs=items, args=arguments, is_batched=form.is_batched, prepare=form.prepare
+    )
     pool = GeneratorPool(job, form.layout, form.block_bytes, workers, min(len(items), max(cycle, workers) + 1),
                          stall_timeout_s)  # fmt: skip
     dataset = _merge(pool, form, cycle, block_length, ordered)
     if batch_size is not None and not form.is_batched:
         dataset = dataset.batch(batch_size, drop_remainder)
-    options = tf.data.Options()
-    options.deterministic = True
-    options.experimental_optimization.inject_prefetch = False  # it has no bound, and would hold slots without end
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    dataset = dataset.with_options(options).prefetch(PREFETCH)
-    dataset._mploader_pool = pool  # keeps the workers alive as long as the dataset
-    return dataset
+    return finish(dataset, pool)
 
 
 class _Form:
@@ -118,7 +112,7 @@ class _Form:
     def __init__(self, signature: Any, batch_size: int | None, drop_remainder: bool) -> None:
         _check_signature(signature)
         components = map_structure(_array_spec, signature)
-        self.signature = signature
+        self.components = components
         self.prepare = SplitRagged(components) if any(spec.ragged_rank for spec in flatten(components)) else None
         specs = map_structure(_parts, signature)
         fixed = all(None not in spec.shape for spec in flatten(specs))
@@ -148,23 +142,13 @@ class _Form:
         """Turns a dataset of what streams yield into one of elements, or batches."""
         if not self.is_apart and not self.is_batched:
             dataset = dataset.unbatch()
-        if self.prepare is None:
-            return dataset
-
-        def join(*element: Any) -> Any:
-            parts = element if len(element) > 1 or isinstance(self.signature, tuple) else element[0]
-            return _join_ragged(self.signature, parts)
-
-        return dataset.map(join)
+        return dataset if self.prepare is None else map_assemble(dataset, self.components)
 
 
 def _merge(pool: GeneratorPool, form: _Form, cycle: int, block_length: int, ordered: bool) -> tf.data.Dataset:
     """The datasets of all streams, merged, behind them the rests of batches."""
-    handle = _Handle(pool)
+    handle = Handle(pool, GeneratorPool.open_pass)
     signature = form.stream_signature
-
-    def numbers() -> Iterator[Any]:
-        return Sticky(handle.open_pass())
 
     def stream(number: Any, shard: Any) -> Iterator[Any]:
         return Sticky(form.unpack(handle[int(number)].blocks(int(shard))))
@@ -177,7 +161,9 @@ def _merge(pool: GeneratorPool, form: _Form, cycle: int, block_length: int, orde
 
     shards = len(pool.job.inputs)
 
-    def merge(number: tf.Tensor) -> tf.data.Dataset:
+    def merge(reading: tf.Tensor) -> tf.data.Dataset:
+        number = reading[0]
+
         def make_stream(shard: tf.Tensor) -> tf.data.Dataset:
             return form.finish(tf.data.Dataset.from_generator(stream, output_signature=signature, args=(number, shard)))
 
@@ -191,35 +177,7 @@ def _merge(pool: GeneratorPool, form: _Form, cycle: int, block_length: int, orde
             )
         return merged
 
-    return tf.data.Dataset.from_generator(numbers, output_signature=tf.TensorSpec((), tf.int64)).flat_map(merge)
-
-
-class _Handle:
-    """What the functions inside the graph hold: a weak way to the pool, and the passes that are open.
-
-    A pass is opened by the outermost generator of an iteration, and closed when TensorFlow ends that generator.
-    """
-
-    def __init__(self, pool: GeneratorPool) -> None:
-        self._pool = weakref.ref(pool)
-        self._passes: dict[int, Pass] = {}
-        self._numbers = itertools.count()
-
-    def open_pass(self) -> Iterator[Any]:
-        """Yields the number of a new pass; the pass ends with the iterator."""
-        pool = self._pool()
-        if pool is None:
-            raise ClosedError("the workers of this dataset are gone: keep a reference to the dataset")
-        number = next(self._numbers)
-        self._passes[number] = pool.open_pass()
-        del pool
-        try:
-            yield np.int64(number)
-        finally:
-            self._passes.pop(number).close()
-
-    def __getitem__(self, number: int) -> Pass:
-        return self._passes[number]
+    return handle.dataset(lambda _: (), merge)
 
 
 def _rebatch(rests: list[Any], batch_size: int, drop_remainder: bool) -> Iterator[Any]:
@@ -237,15 +195,15 @@ def _check_signature(signature: Any) -> None:
     for leaf in leaves:
         if not isinstance(leaf, (tf.TensorSpec, tf.RaggedTensorSpec)):
             raise ArgumentError(
-                f"output_signature has {leaf!r}; it must be a structure (tuples, dicts) of tf.TensorSpec and "
-                "tf.RaggedTensorSpec"
+                f"output_signature: expected a structure (tuples, dicts) of tf.TensorSpec and tf.RaggedTensorSpec, got "
+                f"{leaf!r}"
             )
         if leaf.shape.rank is None:
-            raise ArgumentError(f"output_signature has {leaf!r}: the rank must be known, use None for unknown sizes")
+            raise ArgumentError(f"output_signature: {leaf!r}: expected a known rank; use None for unknown sizes")
         if isinstance(leaf, tf.RaggedTensorSpec) and not leaf.ragged_rank:
-            raise ArgumentError(f"output_signature has {leaf!r}: nothing of it is ragged, use tf.TensorSpec")
+            raise ArgumentError(f"output_signature: {leaf!r} has no ragged dimension; use tf.TensorSpec")
     if not leaves:
-        raise ArgumentError("output_signature is empty")
+        raise ArgumentError("output_signature: expected at least one component, got an empty structure")
 
 
 def _array_spec(spec: Any) -> ArraySpec:
@@ -268,15 +226,3 @@ def _codec(spec: ArraySpec) -> Codec:
     if spec.is_string and None not in spec.shape:
         return Strings(spec)
     return Fixed(spec) if spec.is_fixed else Apart(spec, Pad())
-
-
-def _join_ragged(signature: Any, parts: Any) -> Any:
-    """Puts ragged components together again, in the graph."""
-    if isinstance(signature, dict):
-        return {key: _join_ragged(part, parts[key]) for key, part in signature.items()}
-    if isinstance(signature, tuple):
-        return tuple(_join_ragged(part, value) for part, value in zip(signature, parts, strict=True))
-    if isinstance(signature, tf.RaggedTensorSpec):
-        values, *splits = parts
-        return tf.RaggedTensor.from_nested_row_splits(values, splits, validate=False)
-    return parts

@@ -1,7 +1,7 @@
 """Positions that count what training consumed, whatever TensorFlow has read ahead.
 
-TensorFlow pulls batches before they are trained on, so neither the loader nor ``tf.data`` knows how far training is.
-Here training itself says so: a `Position` in a ``tf.train.Checkpoint``, or a `ResumeCallback` in ``model.fit``. Both
+TensorFlow takes batches before they are trained on, so neither the loader nor ``tf.data`` knows how far training is.
+Training has to count: a `Position` in a ``tf.train.Checkpoint``, or a `ResumeCallback` in ``model.fit``. Both
 save the position together with the weights, so that the two cannot disagree: after a crash between two saves, weights
 and position go back to the same step.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from mploader.loader.loader import Loader, check_loader
+from mploader.loader.core import CoreOwner, core_of
 
 
 class Position(tf.train.experimental.PythonState):  # type: ignore[misc]
@@ -36,20 +36,21 @@ class Position(tf.train.experimental.PythonState):  # type: ignore[misc]
         loader: the loader whose batches are trained on.
     """
 
-    def __init__(self, loader: Loader) -> None:
+    def __init__(self, loader: CoreOwner) -> None:
         super().__init__()
-        self._loader = check_loader("Position", loader)
+        self._core = core_of("Position", loader)
+        self._consumption = self._core.progress.consumption
         self._iterations = 0
         """How many were begun with :meth:`count`."""
-        loader.consumption.is_counted = True
+        self._consumption.is_counted = True
 
     def advance(self, batches: int = 1) -> None:
         """Counts batches as consumed (elements, for a loader without a batch size).
 
         Raises:
-            ArgumentError: TensorFlow has not even read so many.
+            ArgumentError: TensorFlow has read fewer batches than that.
         """
-        self._loader.consume(self._loader.consumption.advance(batches))
+        self._core.progress.consume(self._consumption.advance(batches))
 
     def count(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Yields what a dataset of the loader yields, and counts each batch as consumed when it hands it out.
@@ -61,7 +62,7 @@ class Position(tf.train.experimental.PythonState):  # type: ignore[misc]
         iterator = iter(batches)
         is_new = iterator is not batches
         if is_new:
-            self._loader.consumption.give_up()
+            self._consumption.give_up()
             self._iterations += 1
         number = self._iterations
         try:
@@ -70,11 +71,11 @@ class Position(tf.train.experimental.PythonState):  # type: ignore[misc]
                 yield batch
         finally:
             if is_new and number == self._iterations:
-                self._loader.consumption.give_up()
+                self._consumption.give_up()
 
     def serialize(self) -> str:
         """The loader's state as JSON; called when a checkpoint is saved."""
-        return json.dumps(self._loader.state_dict())
+        return json.dumps(self._core.state())
 
     def deserialize(self, string_value: str | bytes) -> None:
         """Lets the loader continue at a saved state; called when a checkpoint is restored.
@@ -82,8 +83,8 @@ class Position(tf.train.experimental.PythonState):  # type: ignore[misc]
         Raises:
             ArgumentError: the state is of other data or another order.
         """
-        self._loader.load_state_dict(json.loads(string_value))
+        self._core.load(json.loads(string_value), strict=True)
 
     def __repr__(self) -> str:
-        place = self._loader.position
-        return f"<Position: epoch {place.epoch}, batch {place.batch}>"
+        consumed = self._core.progress.consumed
+        return f"<Position: epoch {consumed.epoch}, batch {consumed.batch}>"

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from mploader.errors import ArgumentError
-from mploader.loader.loader import Loader, check_loader
+from mploader.loader.core import CoreOwner, core_of
 
 # Keras saves whatever in a model's attributes is of this class, which has no public name in every version.
 _Saveable: Any = next(base for base in keras.Layer.__mro__ if base.__name__ == "KerasSaveable")
@@ -69,26 +69,27 @@ class ResumeCallback(keras.callbacks.Callback):  # type: ignore[misc]
         loader: the loader that ``fit`` trains on, by :meth:`mploader.Loader.as_dataset`.
     """
 
-    def __init__(self, loader: Loader) -> None:
+    def __init__(self, loader: CoreOwner) -> None:
         super().__init__()
-        self._loader = check_loader("ResumeCallback", loader)
+        self._core = core_of("ResumeCallback", loader)
+        self._consumption = self._core.progress.consumption
         self._saved = _SavedState(self)
         self._epoch = 0
         """The epoch of ``fit`` under way; it counts on across restarts."""
         self._done = 0
         """Batches of this epoch of ``fit`` that were trained on, those before a restart included."""
         self._begun = 0
-        """Batches of the step under way; they count as soon as anybody asks at its end."""
+        """Batches of the step under way; they count once it has ended, at the first call that needs them counted."""
         self._is_resumed = False
         self._is_rest = False
         """Whether this epoch of ``fit`` is what was left of an interrupted one."""
         self._end_of_epoch = _EndOfEpoch()
-        loader.consumption.is_counted = True
+        self._consumption.is_counted = True
 
     def state_dict(self) -> dict[str, Any]:
         """The loader's state, and how far ``fit`` is in its own epochs."""
         self._settle()
-        return {**self._loader.state_dict(), "fit": {"epoch": self._epoch, "batch": self._done}}
+        return {**self._core.state(), "fit": {"epoch": self._epoch, "batch": self._done}}
 
     def set_model(self, model: Any) -> None:
         """Called by Keras; from here on the position is a part of what the model saves."""
@@ -104,9 +105,9 @@ class ResumeCallback(keras.callbacks.Callback):  # type: ignore[misc]
         """
         _check_one_host(self.model.distribute_strategy)
         self._begun, self._is_resumed = 0, False
-        self._loader.consumption.give_up()  # what an earlier fit has left of its last epoch
+        self._consumption.give_up()  # what an earlier fit has left of its last epoch
         # The loader may have been moved by hand. Epochs of fit with steps_per_epoch are not those of the loader.
-        self._done = self._loader.start.batch if self._steps == len(self._loader) else 0
+        self._done = self._core.progress.next.batch if self._steps == self._core.description.num_batches else 0
         self._resume()
         if self._is_resumed:
             # Keras counts its epochs from 0 again once it has been interrupted twice in one; the position does not.
@@ -153,13 +154,13 @@ class ResumeCallback(keras.callbacks.Callback):  # type: ignore[misc]
         if self._steps is not None:
             return self._done >= self._steps
         # Of a dataset of unknown length an epoch of fit is what is left of one of the loader.
-        return self._done > 0 and self._loader.position.batch == 0
+        return self._done > 0 and self._core.progress.consumed.batch == 0
 
     def _settle(self) -> None:
         """Counts the step that has just been trained. Saving does it too, so the order of callbacks does not matter."""
         begun, self._begun = self._begun, 0
         if begun:
-            self._loader.consume(self._loader.consumption.advance(begun, at_most=True))
+            self._core.progress.consume(self._consumption.advance(begun, at_most=True))
             self._done += begun
 
     def _resume(self) -> None:
@@ -168,7 +169,7 @@ class ResumeCallback(keras.callbacks.Callback):  # type: ignore[misc]
             return
         state = json.loads(self._saved.restored)
         self._saved.restored = ""
-        self._loader.load_state_dict(state)
+        self._core.load(state, strict=True)
         self._epoch, self._done = state["fit"]["epoch"], state["fit"]["batch"]
         if self._is_at_end():
             self._epoch, self._done = self._epoch + 1, 0  # saved at the last step, before Keras closed the epoch

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from mploader._util import resources
-from mploader.loader.loader import Loader, check_loader
+from mploader.loader.core import CoreOwner, core_of
 from mploader.monitoring.bottleneck import explain
 from mploader.monitoring.statistics import Statistics
 
@@ -47,16 +47,16 @@ class StatisticsCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def __init__(
         self,
-        loader: Loader,
+        loader: CoreOwner,
         log_dir: str | os.PathLike[str] | None = None,
         print_line: Callable[[str], Any] | None = print,
     ) -> None:
         super().__init__()
-        self._loader = check_loader("StatisticsCallback", loader)
+        self._pool = core_of("StatisticsCallback", loader).pool
         self._print_line = print_line
         self._folder = None if log_dir is None else os.path.join(os.fspath(log_dir), "loader")
         self._writer: Any = None
-        self._before = loader.statistics()
+        self._before = self._pool.statistics()
         self._step_ns = 0
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
@@ -66,7 +66,7 @@ class StatisticsCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Takes a snapshot, so that the epoch has its own numbers."""
-        self._before = self._loader.statistics()
+        self._before = self._pool.statistics()
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """A training step begins."""
@@ -74,13 +74,13 @@ class StatisticsCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """A training step has ended."""
-        trace = self._loader.current_trace
+        trace = self._pool.trace
         if trace is not None:
             trace.add_span(f"step {batch}", self._step_ns, time.monotonic_ns())
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Writes the scalars and prints the line."""
-        passed = self._loader.statistics().since(self._before)
+        passed = self._pool.statistics().since(self._before)
         if self._writer is not None:
             with self._writer.as_default():
                 for name, value in SCALARS.items():

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from mploader._util.shared_memory import ALIGNMENT, align
+from mploader._util.shared_memory import ALIGNMENT, align, aligned_empty
 from mploader._util.trees import component_names, flatten, map_structure, pack_as
 from mploader.batching.codecs import Fixed, Strings
 from mploader.batching.layout import BatchLayout
 from mploader.batching.spec import STRING, ArraySpec, Pad, describe_element
 from mploader.batching.writer import BatchWriter
-from mploader.engine.ipc.arena import aligned_empty
 from mploader.errors import ArgumentError, SpecError
 
 

@@ -1,4 +1,4 @@
-"""``mploader bench`` and ``mploader show``: what they print and write."""
+"""``mploader bench`` and ``mploader show``: their output."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_bench_leaves_bad_samples_out_and_says_so(data: pathlib.Path, tmp_path: 
         bench(range(10), fail, workers=[1], seconds=0.1)
 
 
-def test_bench_advises_no_number_of_workers_that_it_has_found_to_be_no_faster() -> None:
+def test_bench_advises_no_number_of_workers_that_it_measured_not_to_be_faster() -> None:
     report = report_of(one=97, two=98)
     few = dataclasses.replace(DIAGNOSIS, bottleneck=Bottleneck.TOO_FEW_WORKERS, change="num_workers=2")
     one, two = dataclasses.replace(report.measured[0], diagnosis=few), report.measured[1]
@@ -257,7 +257,7 @@ def test_pictures_of_every_range_look_the_same(picture: np.ndarray, grey: int) -
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_value_that_is_no_number_spoils_no_other(bad: float) -> None:
+def test_nan_and_infinity_do_not_change_other_values(bad: float) -> None:
     picture = np.full((1, 8, 8, 3), 51.0, np.float32)
     picture[0, 0, 0] = bad
     page = np.asarray(draw([picture], columns=1))

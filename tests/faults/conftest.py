@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from mploader.engine.worker.loop import STACKS_SIGNAL
-from mploader.loader import generator_pool, loader
+from mploader.engine.worker.main import STACKS_SIGNAL
+from mploader.loader import open_pools
 from mploader.testing import Census
 
 HANG_S = 60.0
@@ -70,8 +70,7 @@ def census(
     took_s = time.monotonic() - started
     left = before.settle(SETTLE_S)
     left += temporary_files(temporary, getattr(request.node, "funcargs", {}).get("tmp_path"))
-    loader.close_all()
-    generator_pool.close_all()
+    open_pools.close_all()
     _record(request, left, took_s)
     assert not left, f"left behind: {left}"
 
@@ -79,7 +78,7 @@ def census(
 def dump_workers(token: str) -> None:
     """Makes the workers that have a token in their environment print their stacks."""
     for pid, command in Census.take(token).processes:
-        if "mploader.engine.worker.loop" in command:
+        if "mploader.engine.worker.main" in command:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, STACKS_SIGNAL)
 

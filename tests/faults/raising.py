@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from mploader._util.environment_errors import is_environment
-from mploader.engine.worker import loop
+from mploader.engine.worker import samples
 
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "UnicodeDecodeError": ("utf-8", b"x", 0, 1, "no reason"),
@@ -109,14 +109,14 @@ class RaiseOne:
 
 
 class Impatient(RaiseOne):
-    """The same, in a worker that does not pause before it tries again; tells how often it was called."""
+    """The same, in a worker that does not pause before it tries again; its error says how often it was called."""
 
     def __init__(self, error: type[BaseException]) -> None:
         super().__init__(error)
         self._calls = 0
 
     def __call__(self, sample: int) -> int:
-        loop.RETRY_PAUSES_S = (0.0,) * len(loop.RETRY_PAUSES_S)
+        samples.RETRY_PAUSES_S = (0.0,) * len(samples.RETRY_PAUSES_S)
         if sample == self._sample:
             self._calls += 1
             raise self._error(f"call {self._calls}")
@@ -169,7 +169,7 @@ def exhaust_descriptors(sample: int) -> int:
 
 
 def slow_poison(sample: int) -> int:
-    """Kills its worker at sample 13, after a time in which another worker reaches it in the run made ahead."""
+    """Kills its worker at sample 13, after a time in which another worker reaches it in the next epoch."""
     if sample == 13:
         time.sleep(0.4)
         ctypes.string_at(0)

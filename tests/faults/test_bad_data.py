@@ -58,9 +58,7 @@ def raw(*paths: pathlib.Path) -> Any:
 
 def read(source: Any, policy: str, workers: int, transform: Any = None) -> tuple[list[Any], list[tuple[int, str, str]]]:
     """What is delivered in one epoch, and what is bad as (sample, place, error)."""
-    with Loader(
-        source, transform, batch_size=5, num_workers=workers, on_bad_sample=policy, stall_timeout=20
-    ) as loader:
+    with Loader(source, transform, batch_size=5, num_workers=workers, on_bad_sample=policy, stall_timeout=20) as loader:
         delivered = [element for batch in loader for element in np.asarray(batch).tolist()]
         return delivered, [(bad.index, bad.where, bad.error) for bad in loader.bad_samples()]
 
@@ -175,9 +173,7 @@ def test_a_shard_that_is_replaced_while_it_is_open(kind: str, tmp_path: pathlib.
     count, write = 60, {"tfrecord": write_shard, "tar": write_tar}[kind]
     shard = write(tmp_path / f"a.{kind}", count=count)
     source, transform = (raw(shard), None) if kind == "tfrecord" else (TarShards(shard), decoding.text_of)
-    with Loader(
-        source, transform, batch_size=1, num_workers=2, memory="1MiB", on_bad_sample="drop"
-    ) as loader:
+    with Loader(source, transform, batch_size=1, num_workers=2, memory="1MiB", on_bad_sample="drop") as loader:
         run = iter(loader)
         batches = [next(run)]
         os.replace(write(tmp_path / "new", first=1000, count=count), shard)

@@ -18,11 +18,11 @@ def token() -> str:
     return f"MPLOADER_CENSUS={os.environ['MPLOADER_CENSUS']}"
 
 
-def test_a_loader_that_somebody_refers_to_is_found() -> None:
+def test_a_loader_that_is_still_referred_to_is_found() -> None:
     before = Census.take(token())
     loader = make_loader(transform=plain)
     left = "\n".join(before.settle(0.0))
-    assert "mploader.engine.worker.loop" in left
+    assert "mploader.engine.worker.main" in left
     assert "thread 'mploader supervisor' runs" in left
     assert "/memfd:mploader" in left
     loader.close()

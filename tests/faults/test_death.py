@@ -108,6 +108,25 @@ def test_all_workers_at_once_again_and_again(expected: list[str]) -> None:
         assert work.digest(batches) == expected[0]
 
 
+def test_kills_while_workers_and_slots_are_added(expected: list[str]) -> None:
+    with Loader(range(work.SAMPLES), work.slow_element, num_workers=1, **OPTIONS) as loader:
+        iterator = iter(loader)
+        batches = []
+        for batch_index in range(work.BATCHES):
+            batches.append(next(iterator))
+            if batch_index % 4 == 1:
+                loader._core.pool.add_workers(1)
+                loader._core.pool.add_slots(2)
+                kill_one(loader, len(loader.statistics().workers) - 1)
+            if batch_index % 4 == 3:
+                kill_all(loader)
+        assert work.digest(batches) == expected[0]
+        assert work.digest(loader) == expected[1]
+        rows = loader.statistics().workers
+        assert len(loader.worker_pids) == len(rows) == 1 + (work.BATCHES + 2) // 4
+        assert loader.statistics().restarts >= len(rows) - 1
+
+
 def test_a_replacement_is_at_work_soon(recovery: Callable[[float], None]) -> None:
     with Loader(range(10_000), work.slow_element, batch_size=4, num_workers=2) as loader:
         run = iter(loader)

@@ -36,7 +36,8 @@ def test_however_many_samples_of_a_batch_are_bad_each_is_told_with_its_place() -
     with Loader(source, batch_size=3500, num_workers=2, on_bad_sample="drop") as loader:
         delivered = [len(text) for batch in loader for text in batch]
         bad = loader.bad_samples()
-        assert loader._slot_bytes < source.LONG_BYTES, "the first of both batches is larger than its slot, too"
+        slot_bytes = loader._core.slots.slot_bytes
+        assert slot_bytes < source.LONG_BYTES, "the first of both batches is larger than its slot, too"
     good = [index for index in range(len(source)) if index % 1000 < source.GOOD]
     assert delivered == [source.LONG_BYTES if index == 2007 else 1 for index in good]
     assert [sample.index for sample in bad] == [index for index in range(len(source)) if index not in good]
@@ -64,7 +65,7 @@ def test_an_exception_is_a_sample_error_that_stays(error: type[BaseException]) -
 
 
 @pytest.mark.parametrize("error", raising.of_the_machine())
-def test_what_tells_of_the_machine_is_tried_again_and_never_skipped(error: type[BaseException]) -> None:
+def test_a_fault_of_the_machine_is_tried_again_and_never_skipped(error: type[BaseException]) -> None:
     with (
         Loader(range(12), raising.Impatient(error), batch_size=4, num_workers=1, on_bad_sample="drop") as loader,
         pytest.raises(ResourceError, match=f"{error.__name__}: call 4\n.*tried several times"),
@@ -130,9 +131,7 @@ def test_a_module_that_only_the_trainer_can_import(
 
 @pytest.mark.parametrize("error", [IndexError, StopIteration, KeyError])
 def test_a_source_that_raises(error: type[Exception]) -> None:
-    with Loader(
-        raising.Source("getitem", error), batch_size=4, num_workers=2, on_bad_sample="drop"
-    ) as loader:
+    with Loader(raising.Source("getitem", error), batch_size=4, num_workers=2, on_bad_sample="drop") as loader:
         assert [batch.tolist() for batch in loader] == [[0, 1, 2, 3], [4, 5, 6], [8, 9, 10, 11]]
         assert [sample.where for sample in loader.bad_samples()] == ["item 7"]
 

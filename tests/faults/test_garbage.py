@@ -23,7 +23,7 @@ from tests.faults.streams import element, make_loader, read
 
 @pytest.fixture(scope="module")
 def clean() -> str:
-    """The digest of the run without faults."""
+    """The digest of an epoch without faults."""
     with make_loader() as loader:
         return read(loader).digest
 
@@ -96,12 +96,13 @@ def _message(kind: Any, **values: int) -> bytes:
 
 GARBAGE = {
     "noise": [random.Random(1).randbytes(300)],
-    "empty result": [_message(messages.Filled)],
-    "wrong slot": [_message(messages.Filled, task=9, attempt=1, slot=2**40, generation=1, samples=16, batch_bytes=64)],
+    "empty result": [_message(messages.Made)],
+    "wrong slot": [_message(messages.Made, task=9, attempt=1, slot=2**40, generation=1, samples=16, batch_bytes=64)],
     "second hello": [_message(messages.Hello, protocol=messages.PROTOCOL)],
-    "description": [_message(messages.Described, ok=1, payload_bytes=100)],
+    "unasked probe": [_message(messages.Probed, ok=1, text_bytes=100)],
+    "missing value": [_message(messages.Made, task=-(2**63))],
     "too long": [b"\4" * 5000],
-    "of the other direction": [_message(messages.Fill)],
+    "of the other direction": [_message(messages.Make)],
 }  # fmt: skip
 
 
@@ -136,7 +137,7 @@ def test_worker_that_sends_garbage_is_replaced(
 
 
 class ReportGarbage(SendGarbage):
-    """Writes a report that is no report, and says so in a result that is otherwise right."""
+    """Writes something else in the place of a report, and says so in a result that is otherwise right."""
 
     def __call__(self, sample: Any, rng: np.random.Generator) -> Any:
         if sample[0] == 77:

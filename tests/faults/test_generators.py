@@ -16,17 +16,17 @@ from mploader import StallError, testing
 from mploader.batching.codecs import Fixed, Strings
 from mploader.batching.layout import BatchLayout
 from mploader.batching.spec import STRING, ArraySpec
-from mploader.engine.worker.generators import StreamJob
-from mploader.loader.generator_pool import MIN_SLOT_BYTES, GeneratorPool, Pass
+from mploader.engine.ipc.job import GeneratorJob
+from mploader.loader.generator_pool import MIN_BLOCK_BYTES, GeneratorPool, Pass
 from tests.faults import generating
 
 SHARDS = 4
 LAYOUT = BatchLayout((Fixed(ArraySpec((), np.dtype(np.int64))), Strings(ArraySpec((), STRING))), 4)
-"""Three blocks a stream, the last one short."""
+"""Three blocks of each input, the last one short."""
 
 
 def open_pool(generator: Any, *args: Any, num_workers: int = 2, stall_timeout_s: float = 300.0) -> GeneratorPool:
-    job = StreamJob(generator, range(SHARDS), args, is_batched=False, prepare=None)
+    job = GeneratorJob(generator=generator, inputs=range(SHARDS), args=args)
     return GeneratorPool(job, LAYOUT, LAYOUT.fixed_bytes, num_workers, 3, stall_timeout_s)
 
 
@@ -35,7 +35,7 @@ def elements_of(blocks: Iterator[Any]) -> list[tuple[int, bytes]]:
 
 
 def elements(run: Pass, ordered: bool) -> list[tuple[int, bytes]]:
-    """Those of all streams, one after the other; sorted if they are taken as they come."""
+    """Those of all inputs, one after the other; sorted if they are taken as they come."""
     if not ordered:
         return sorted(elements_of(run.any_blocks()))
     return [pair for shard in range(SHARDS) for pair in elements_of(run.blocks(shard))]
@@ -87,7 +87,7 @@ def test_a_child_that_a_generator_forks_does_no_work_of_the_worker() -> None:
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("point", ["result unsent", "result sent"])
 def test_a_kill_over_blocks_that_are_larger_than_a_slot(point: str, ordered: bool) -> None:
-    text_bytes = MIN_SLOT_BYTES + 1
+    text_bytes = MIN_BLOCK_BYTES + 1
     with testing.faults(f"{point}:{generating.VICTIM}:KILL"):
         pool = open_pool(generating.plain, text_bytes)
         assert elements(pool.open_pass(), ordered) == expected(text_bytes)

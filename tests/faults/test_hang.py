@@ -231,7 +231,7 @@ print(numbers == list(range(100)), loader.statistics().restarts)
 
 
 def test_closing_does_not_wait_for_a_worker_that_hangs(tmp_path: pathlib.Path) -> None:
-    # Not shuffled: only the first batches are made, as nobody takes them.
+    # Not shuffled: only the first batches are made, as they are not taken.
     transform = work.Once(tmp_path, "sleep_holding_the_gil")
     loader = Loader(range(work.SAMPLES), transform, num_workers=2, batch_size=work.BATCH)
     batches = iter(loader)

@@ -105,7 +105,7 @@ def test_close_from_another_thread_while_a_consumer_waits() -> None:
 
 
 def test_close_during_start_from_another_thread() -> None:
-    from mploader.loader import loader as module
+    from mploader.loader import open_pools
 
     errors: list[BaseException] = []
 
@@ -119,7 +119,7 @@ def test_close_during_start_from_another_thread() -> None:
         thread = threading.Thread(target=make)
         thread.start()
         threading.Event().wait(pause)
-        module.close_all()
+        open_pools.close_all()
         thread.join(10)
         assert not thread.is_alive()
     assert all(isinstance(error, ClosedError) for error in errors)
@@ -147,7 +147,7 @@ def test_a_fork_that_exits_or_dies_does_not_disturb_the_trainer() -> None:
         assert work.digest([*batches, *run]) == expected
 
 
-def test_somebody_else_collects_the_workers() -> None:
+def test_another_part_of_the_program_collects_the_workers() -> None:
     import signal
 
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)

@@ -61,7 +61,7 @@ def test_few_descriptors(workers: int, works: bool, run_script: Callable[..., An
     if works:
         assert done.stdout.split()[0] == EXPECTED, done.stderr
     else:
-        assert done.stdout.startswith("ResourceError a loader with 40 workers wants"), done.stdout + done.stderr
+        assert done.stdout.startswith("ResourceError a loader with 40 workers needs"), done.stdout + done.stderr
         assert "num_workers=" in done.stdout
 
 

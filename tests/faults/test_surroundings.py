@@ -1,4 +1,4 @@
-"""Odd surroundings: finalizers that call the loader, no standard streams, a supervising thread that fails."""
+"""Odd surroundings: finalizers that call the loader, no standard streams, a supervisor thread that fails."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ Script = Callable[..., Any]
 def test_close_where_the_lock_is_held_does_not_wait() -> None:
     """As a ``__del__`` does that the garbage collector runs inside the loader."""
     loader = make_loader(transform=plain)
-    with loader._pool._ledger.lock:
+    with loader._core.pool._state.lock:
         loader.close()
         loader.statistics()
     loader.close()
     assert not loader.worker_pids
 
 
-def test_close_in_the_supervising_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_in_the_supervisor_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     closed = threading.Event()
 
     def collect(self: PoolState, collect: Any = PoolState.collect) -> None:
@@ -53,7 +53,7 @@ def test_close_in_the_supervising_thread(monkeypatch: pytest.MonkeyPatch) -> Non
     loader.close()
 
 
-def test_an_error_in_the_supervising_thread_reaches_the_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_the_supervisor_thread_reaches_the_consumer(monkeypatch: pytest.MonkeyPatch) -> None:
     with make_loader(transform=plain) as loader:
         run = iter(loader)
         next(run)
@@ -72,8 +72,8 @@ def test_an_error_between_taking_a_batch_and_handing_it_over_reaches_the_consume
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def lend(self: Arena, *place: int, lend: Any = Arena.lend) -> Any:
-        loader._pool.fail(mploader.WorkerError("the real reason"))
-        loader._pool._thread.join()
+        loader._core.pool.fail(mploader.WorkerError("the real reason"))
+        loader._core.pool._thread.join()
         return lend(self, *place)
 
     with make_loader(transform=plain) as loader:
@@ -202,7 +202,7 @@ NOBODY = (
 @pytest.mark.parametrize(("processes", "result"), [(1, "ResourceError"), (2, "ResourceError"), (4, "2016")])
 def test_few_processes(processes: int, result: str) -> None:
     if os.geteuid() or subprocess.run([*NOBODY, sys.executable, "-c", ""], check=False).returncode:
-        pytest.skip("becoming somebody else needs root, and setpriv")
+        pytest.skip("becoming another user needs root, and setpriv")
     program = f"""
 import resource
 import mploader

@@ -33,7 +33,7 @@ wiped = 0
 def release(self, slot, generation, release=Scheduler.release):
     global wiped
     release(self, slot, generation)
-    source._pool._arena.slots.data(slot)[:] = 0xAA
+    source._core.pool._arena.slots.data(slot)[:] = 0xAA
     wiped += 1
 Scheduler.release = release
 

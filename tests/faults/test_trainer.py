@@ -156,7 +156,7 @@ for attempt in range(1000 if {moment == "start"} else 1):
         loader.close()
 if {moment == "close"}:
     iterator = iter(loader)
-    thread = loader._pool._thread
+    thread = loader._core.pool._thread
     def join(join=thread.join):
         thread.join = join
         print("ready", flush=True)

@@ -9,14 +9,14 @@ import pytest
 from mploader import Loader
 from mploader.engine.ipc.sample_report import BadSample
 from mploader.loader import bad_samples
-from mploader.loader.bad_samples import EPOCHS_LISTED, LISTED, TRACEBACKS_KEPT, BadSamples
-from mploader.loader.checkpoint import BAD_INDICES_KEPT, Position
+from mploader.loader.bad_samples import EPOCHS_LISTED, INDICES_KEPT, LISTED, TRACEBACKS_KEPT, BadSampleRecord
+from mploader.loader.position import Position
 from tests.transforms import Squares, fail_at
 
 pytestmark = pytest.mark.usefixtures("workers_in_threads")
 
 
-def fill(record: BadSamples, epochs: int, batches: int, each: int) -> list[tuple[Position, int]]:
+def fill(record: BadSampleRecord, epochs: int, batches: int, each: int) -> list[tuple[Position, int]]:
     """Adds bad samples; returns all of them, with the places behind their batches."""
     added = []
     for epoch, batch in itertools.product(range(epochs), range(batches)):
@@ -29,14 +29,14 @@ def fill(record: BadSamples, epochs: int, batches: int, each: int) -> list[tuple
 
 @pytest.mark.parametrize(("batches", "each", "listed"), [(30, 2, LISTED), (100, 20, EPOCHS_LISTED * 100 * 20)])
 def test_a_long_run_lists_the_recent_ones_and_counts_all(batches: int, each: int, listed: int) -> None:
-    record = BadSamples()
+    record = BadSampleRecord()
     added = fill(record, 50, batches, each)
     assert [sample.index for sample in record.samples()] == [index for _, index in added[-listed:]]
     for consumed in (Position(50, 0), Position(49, 10), Position(48, 1), Position(47, 0)):
         before = [index for place, index in added if place <= consumed]
         count, indices, in_epoch = record.until(consumed)
         assert count == len(before)
-        assert indices[-BAD_INDICES_KEPT:] == before[-BAD_INDICES_KEPT:]
+        assert indices[-INDICES_KEPT:] == before[-INDICES_KEPT:]
         assert in_epoch == consumed.batch * each
 
 

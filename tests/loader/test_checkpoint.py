@@ -13,7 +13,8 @@ import pytest
 
 from mploader import ArgumentError, Loader, ShardShuffle
 from mploader.images.keras_compat import LabelledFiles
-from mploader.loader.checkpoint import Position, facts_of, restore, save
+from mploader.loader.checkpoint import facts_of, restore, save
+from mploader.loader.position import Position
 from mploader.sampling.plan import Plan
 from mploader.sources import Mix, Subset, TFRecordShards, fingerprint
 from mploader.sources.base import PackedStrings
@@ -287,7 +288,7 @@ ALIKE: dict[str, tuple[Any, Any, str]] = {
 def test_other_data_of_the_same_number_are_told_apart(name: str) -> None:
     saved, other, what = ALIKE[name]
     plan = Plan(len(saved), 1)
-    state = through_json(save(Position(0, 0), plan, True, facts_of(saved), 0, [], 0))
+    state = through_json(save(Position(0, 0), plan, True, facts_of(saved)))
     assert restore(state, plan, True, facts_of(saved), strict=True) == Position(0, 0)
     message = rf"{what} of the source differ \(fingerprint \S+ when it was saved, \S+ now"
     with pytest.raises(ArgumentError, match=message):
@@ -323,8 +324,8 @@ def test_a_fingerprint_of_large_data_reads_a_bounded_part_from_start_to_end() ->
 
 
 NO_STATES: list[tuple[Any, str]] = [
-    ({}, "no state"),
-    ([], "no state"),
+    ({}, "expected a state"),
+    ([], "expected a state"),
     ({"version": 99}, "version 99"),
     ({"version": 1, "epoch": 0}, "damaged"),
     ({"version": 1, "epoch": -1, "samples": 0, "plan": {}, "source": {}}, "damaged"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -10,10 +10,11 @@ import pytest
 
 from mploader import ArgumentError, Loader, SampleError
 from mploader.engine.ipc.sample_report import SampleReport
-from mploader.engine.supervisor.pool import Delivery, Pool
+from mploader.engine.supervisor.pool import Pool
+from mploader.engine.supervisor.ready_batch import ReadyBatch
 from mploader.errors import LoaderError, WorkerError
-from mploader.loader.checkpoint import Position
-from mploader.loader.epoch_iterator import Elements, Run
+from mploader.loader.epoch_iterator import Elements, EpochIterator
+from mploader.loader.position import Position
 
 SAMPLES = 20
 BATCH = 4
@@ -33,17 +34,22 @@ class FakePool:
         self.given_up: list[int] = []
         self.ends = 0
 
-    def next_batch(self, run: int, position: int, left_ns: int) -> Delivery:
+    def next_batch(self, run: int, position: int, left_ns: int) -> ReadyBatch:
         self.asked.append(position)
         bad = self.bad.get(position, [])
         samples = [at for at in range(position * self.size, min((position + 1) * self.size, SAMPLES)) if at not in bad]
-        reports = [SampleReport(index, "a file", "ValueError", "rotten", "a traceback", "content") for index in bad]
-        return Delivery(np.array(samples), len(samples), reports, -1, False, 1 + len(self.asked))
+        reports = [
+            SampleReport(
+                index, "a file", "ValueError", "rotten", "a traceback", "content", offset=index - position * self.size
+            )
+            for index in bad
+        ]
+        return ReadyBatch(batch=np.array(samples), samples=len(samples), reports=reports, got_ns=1 + len(self.asked))
 
     def fail(self, error: LoaderError) -> None:
         self.errors.append(error)
 
-    def give_up_run(self, run: int) -> None:
+    def cancel_series(self, run: int) -> None:
         self.given_up.append(run)
 
     def note_end(self, left_ns: int) -> None:
@@ -56,8 +62,11 @@ def loader() -> Iterator[Loader]:
         yield made
 
 
-def make_run(loader: Loader, pool: FakePool, epoch: int = 0, batch: int = 0) -> Run:
-    return Run(loader, cast(Pool, pool), Position(epoch, batch), number=7)
+def make_epoch(
+    loader: Loader, pool: FakePool, epoch: int = 0, batch: int = 0, end_epoch: Callable[[], None] = int
+) -> EpochIterator:
+    core = loader._core
+    return EpochIterator(core.description, core.progress, cast(Pool, pool), Position(epoch, batch), 7, end_epoch)
 
 
 # Batches
@@ -65,30 +74,30 @@ def make_run(loader: Loader, pool: FakePool, epoch: int = 0, batch: int = 0) -> 
 
 def test_a_run_gives_every_batch_once_and_then_ends(loader: Loader) -> None:
     pool = FakePool()
-    run = make_run(loader, pool)
+    run = make_epoch(loader, pool)
     assert [batch.tolist() for batch in run] == [list(range(at, at + 4)) for at in range(0, SAMPLES, 4)]
     assert pool.asked == [0, 1, 2, 3, 4]
     assert (pool.given_up, pool.ends, pool.errors) == ([7], 1, [])
     assert next(run, None) is None
-    assert repr(run) == "<Run: epoch 0, batch 5 of 5>"
+    assert repr(run) == "<EpochIterator: epoch 0, batch 5 of 5>"
 
 
 def test_a_run_may_begin_anywhere(loader: Loader) -> None:
     pool = FakePool()
-    run = make_run(loader, pool, 3, 4)
+    run = make_epoch(loader, pool, 3, 4)
     assert (run.epoch, run.num_batches, run.first, run.length) == (3, 1, 4, 5)
     assert [batch.tolist() for batch in run] == [[16, 17, 18, 19]]
 
 
 @pytest.mark.parametrize("position", [-1, 0, 5, 2.0, None])
 def test_a_position_that_the_run_has_not_is_refused_at_once(position: Any, loader: Loader) -> None:
-    with pytest.raises(ArgumentError, match="position="):
-        make_run(loader, FakePool(), batch=1).get(position)
+    with pytest.raises(ArgumentError, match="batch_index="):
+        make_epoch(loader, FakePool(), batch=1).get(position)
 
 
 def test_streams_share_the_positions_of_a_run(loader: Loader) -> None:
     pool = FakePool()
-    run = make_run(loader, pool, batch=1)
+    run = make_epoch(loader, pool, batch=1)
     even, odd = run.batches(0, 2), run.batches(1, 2)
     found = [next(stream)[0] // BATCH for stream in (even, odd, even, odd)]
     assert (found, list(even), list(odd)) == ([1, 2, 3, 4], [], [])
@@ -97,7 +106,7 @@ def test_streams_share_the_positions_of_a_run(loader: Loader) -> None:
 
 def test_a_run_that_nobody_holds_is_given_up(loader: Loader) -> None:
     pool = FakePool()
-    run = make_run(loader, pool)
+    run = make_epoch(loader, pool)
     next(run)
     del run
     assert pool.given_up == [7]
@@ -107,7 +116,7 @@ def test_a_run_that_nobody_holds_is_given_up(loader: Loader) -> None:
 
 
 def test_the_place_is_behind_the_last_batch_and_at_the_end_in_the_next_epoch(loader: Loader) -> None:
-    run = make_run(loader, FakePool())
+    run = make_epoch(loader, FakePool())
     assert [loader.position for _ in run] == [Position(0, batch) for batch in range(1, 5)] + [Position(1, 0)]
 
 
@@ -115,15 +124,15 @@ def test_the_place_is_behind_the_last_batch_and_at_the_end_in_the_next_epoch(loa
 def test_an_interrupt_between_taking_and_returning_a_batch_loses_none_silently(
     monkeypatch: pytest.MonkeyPatch, moment: str, loader: Loader
 ) -> None:
-    real = getattr(Run, moment)
+    real = getattr(EpochIterator, moment)
 
-    def interrupted(run: Run, *arguments: Any) -> None:
-        monkeypatch.setattr(Run, moment, real)
+    def interrupted(run: EpochIterator, *arguments: Any) -> None:
+        monkeypatch.setattr(EpochIterator, moment, real)
         raise KeyboardInterrupt
 
     batches = iter(loader)
     assert next(batches).tolist() == [0, 1, 2, 3]
-    monkeypatch.setattr(Run, moment, interrupted)
+    monkeypatch.setattr(EpochIterator, moment, interrupted)
     with pytest.raises(KeyboardInterrupt):
         next(batches)
     if moment == "consume":
@@ -147,7 +156,7 @@ def test_the_end_of_an_epoch_is_told_once() -> None:
 
     source = Source(range(SAMPLES))
     with Loader(source, batch_size=BATCH, num_workers=1) as loader:
-        run = make_run(loader, FakePool())
+        run = make_epoch(loader, FakePool(), end_epoch=source.end_epoch)
         for place, _ in enumerate(run):
             assert source.ended == (place == 4), "the consumer that counts asks for no more than there is"
         run.close()
@@ -160,7 +169,7 @@ def test_the_end_of_an_epoch_is_told_once() -> None:
 
 def test_bad_samples_are_told_with_their_batch() -> None:
     with Loader(range(SAMPLES), batch_size=BATCH, num_workers=1, on_bad_sample="drop") as loader:
-        run = make_run(loader, FakePool(bad={1: [5], 3: [12, 14]}))
+        run = make_epoch(loader, FakePool(bad={1: [5], 3: [12, 14]}))
         told = [[sample.index for sample in loader.bad_samples()] for _ in run]
         assert told == [[], [5], [5], [5, 12, 14], [5, 12, 14]]
         assert loader.bad_samples()[0].error == "ValueError: rotten"
@@ -170,7 +179,7 @@ def test_one_bad_sample_too_many_is_an_error_in_place_of_its_batch() -> None:
     pool = FakePool(bad={1: [5], 3: [12, 14]})
     options: dict[str, Any] = {"batch_size": BATCH, "num_workers": 1, "on_bad_sample": "drop"}
     with Loader(range(SAMPLES), max_bad_samples=2, **options) as loader:
-        run = make_run(loader, pool)
+        run = make_epoch(loader, pool)
         assert [len(next(run)) for _ in range(3)] == [4, 3, 4]
         with pytest.raises(SampleError, match=r"(?s)3 samples of epoch 0 are bad.*sample 5 \(a file\).*sample 14"):
             next(run)
@@ -182,9 +191,9 @@ def test_one_bad_sample_too_many_is_an_error_in_place_of_its_batch() -> None:
 
 def test_elements_are_counted_one_by_one_and_those_left_out_are_passed_over() -> None:
     with Loader(range(SAMPLES), batch_size=None, num_workers=1, on_bad_sample="drop") as loader:
-        size = loader.block_size
+        size = loader._core.description.block_size
         assert size >= SAMPLES, "the epoch is one block"
-        run = make_run(loader, FakePool(size, bad={0: [0, 3, 19]}))
+        run = make_epoch(loader, FakePool(size, bad={0: [0, 3, 19]}))
         elements = run.elements()
         assert isinstance(elements, Elements)
         found = [(int(element), loader.position.batch) for element in elements]
@@ -194,15 +203,15 @@ def test_elements_are_counted_one_by_one_and_those_left_out_are_passed_over() ->
         assert run.countable == SAMPLES - 3
 
 
-def test_a_replacement_that_is_bad_too_has_no_place_of_its_own() -> None:
-    with Loader(range(SAMPLES), batch_size=None, num_workers=1, on_bad_sample="replace") as loader:
-        second = loader.replacement_of(0, 6, 1)
-        elements = make_run(loader, FakePool(loader.block_size, bad={0: [6, second]})).elements()
-        counted = []
-        for _ in range(8):
+def test_a_bad_sample_counts_from_the_element_on_that_it_was_read_for() -> None:
+    with Loader(range(SAMPLES), batch_size=None, num_workers=1, shuffle=True, on_bad_sample="replace") as loader:
+        pool = FakePool(loader._core.description.block_size, bad={0: [2, 4]})  # offsets: the order does not matter
+        pool.size, counted = SAMPLES, []
+        elements = make_epoch(loader, pool).elements()
+        for _ in range(6):
             next(elements)
             counted.append(loader.state_dict()["bad_indices"])
-    assert counted == [[]] * 6 + [[6, second]] * 2, "both belong to the place of sample 6"
+    assert counted == [[], [], [2], [2], [2, 4], [2, 4]]
 
 
 def test_a_block_without_an_element_is_passed_over() -> None:

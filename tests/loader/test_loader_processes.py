@@ -116,6 +116,40 @@ def test_an_unpicklable_transform_is_refused_before_any_process_starts() -> None
     assert set(psutil.Process().children()) == before
 
 
+class Pickled:
+    """Counts how often it is pickled, in this process."""
+
+    def __init__(self, counts: list[int]) -> None:
+        self._counts = counts
+
+    def __reduce__(self) -> Any:
+        self._counts.append(1)
+        return Squares, (12,)
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> int:
+        raise AssertionError("workers read what it is pickled as")
+
+
+class PickledTransform(Pickled):
+    def __reduce__(self) -> Any:
+        self._counts.append(1)
+        return getattr, (np, "square")
+
+    def __call__(self, sample: int) -> int:
+        raise AssertionError("workers call what it is pickled as")
+
+
+def test_source_and_transform_are_pickled_once() -> None:
+    sources: list[int] = []
+    transforms: list[int] = []
+    with Loader(Pickled(sources), PickledTransform(transforms), batch_size=4, num_workers=2) as loader:
+        assert next(iter(loader)).tolist() == [0, 1, 16, 81]
+    assert (len(sources), len(transforms)) == (1, 1)
+
+
 def test_a_module_that_workers_cannot_import_is_an_error_with_their_traceback(tmp_path: pathlib.Path) -> None:
     class Missing:
         def __reduce__(self) -> Any:

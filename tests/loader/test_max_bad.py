@@ -26,11 +26,14 @@ def loader_of(limit: Any, **options: Any) -> Loader:
 
 def batches_before_the_error(limit: Any, **options: Any) -> tuple[int, str]:
     with loader_of(limit, **options) as loader:
-        run = loader.open_run()
+        run = loader._core.open_epoch()
         with pytest.raises(SampleError) as failure:
             list(run)
-        with pytest.raises(SampleError, match=re.escape(str(failure.value))):
+        with pytest.raises(SampleError, match=re.escape(str(failure.value))) as again:
             next(iter(loader))
+        assert again.value.index == failure.value.index in BAD
+        assert failure.value.kind == "ValueError"
+        assert "is rotten" in (failure.value.traceback or "")
         return run.delivered, str(failure.value)
 
 
@@ -81,14 +84,14 @@ def test_what_takes_the_place_of_a_bad_sample_counts_in_its_own_place_only() -> 
 @pytest.mark.parametrize(("share", "most"), [(0.29, 29), (0.07, 7), (0.57, 57), (0.001, 0), (1 / 3, 33)])
 def test_a_share_is_taken_as_it_is_written(share: float, most: int) -> None:
     with loader_of(share) as loader:
-        assert loader.bad_limit.most == most
+        assert loader._core.description.max_bad.most == most
 
 
 def test_without_a_batch_size_and_on_a_host_of_two() -> None:
     with loader_of(0.14, batch_size=None) as loader:
         assert len(list(loader)) == SAMPLES - len(BAD)
     with loader_of(0.16, shard=(0, 2)) as loader:
-        assert loader.bad_limit.most == 8
+        assert loader._core.description.max_bad.most == 8
         assert sum(len(batch) for batch in loader) == 50 - sum(index // 5 % 2 == 0 for index in BAD)
 
 
@@ -110,7 +113,7 @@ def test_a_resumed_epoch_counts_what_was_bad_before() -> None:
 
 @pytest.mark.parametrize("limit", [-1, True, 1.5, 0.0, float("nan"), "3", 2.0])
 def test_what_is_neither_a_count_nor_a_share_is_refused(limit: Any) -> None:
-    with pytest.raises(ArgumentError, match=r"max_bad_samples=.*wants a whole number of at least 0, or a share"):
+    with pytest.raises(ArgumentError, match=r"max_bad_samples=.*expected an integer >= 0, or a share"):
         loader_of(limit)
 
 

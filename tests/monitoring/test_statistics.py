@@ -254,10 +254,10 @@ def test_an_interrupt_leaves_no_consumer_waiting(monkeypatch: pytest.MonkeyPatch
         batches = iter(loader)
         next(batches)
         with monkeypatch.context() as patch:
-            patch.setattr(loader._pool._state, "take", lambda heads: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(loader._core.pool._state, "take", lambda heads: (_ for _ in ()).throw(KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
                 next(batches)
-        assert not loader._pool._counters._time._waiting
+        assert not loader._core.pool._counters._time._waiting
         assert sum(1 for _ in batches) == 9
 
 

@@ -44,7 +44,7 @@ def test_a_fault_strikes_inside_the_block_and_the_stream_stays_the_same(monkeypa
 
 
 @pytest.mark.parametrize("text", ["", "mid decode", "nowhere:1:KILL", "idle:1:BITE", "idle:one:KILL", "idle:1:KILL:x"])
-def test_what_is_no_fault_is_refused(text: str) -> None:
+def test_a_text_that_is_not_a_fault_is_refused(text: str) -> None:
     with pytest.raises(ArgumentError, match="MPLOADER_FAULT"), faults(text):
         pass
 
@@ -70,7 +70,7 @@ def test_workers_in_threads_give_the_same_batches_and_start_no_process(workers: 
 
 @pytest.mark.parametrize("kind", [int, "x", Loader])
 def test_workers_of_another_kind_are_refused(kind: Any) -> None:
-    with pytest.raises(ArgumentError, match="wants a subclass of ThreadWorker"), workers_in_threads(kind):
+    with pytest.raises(ArgumentError, match="expected a subclass of ThreadWorker"), workers_in_threads(kind):
         pass
 
 

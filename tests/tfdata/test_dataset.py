@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from mploader import Loader, SampleError
-from mploader.engine.ipc.arena import aligned_empty
+from mploader._util.shared_memory import aligned_empty
 from mploader.testing import Census
 from tests.transforms import Squares, digest, fail_at, identity, ids, large, loaded_modules, noisy, square
 
@@ -188,7 +188,7 @@ def test_a_dataset_that_is_left_early_leaves_nothing_open(batches: int) -> None:
             if batches == 0:
                 next(iterator)
             del iterator
-    gone = weakref.ref(loader)
+    gone = weakref.ref(loader._core.pool)
     del loader, dataset
     flush()
     assert gone() is None, "an iteration that was left early still holds the loader"
@@ -282,7 +282,7 @@ def test_iterations_that_failed_leave_no_exceptions_behind() -> None:
 def test_a_dataset_whose_loader_is_gone_says_so_at_every_call() -> None:
     loader = Loader(range(8), identity, batch_size=4, num_workers=1)
     dataset = loader.as_dataset().map(lambda x: x)
-    gone = weakref.ref(loader)
+    gone = weakref.ref(loader._core)
     iterator = iter(dataset)
     assert next(iterator).numpy().tolist() == [0, 1, 2, 3]
     loader.close()

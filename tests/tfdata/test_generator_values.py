@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import mploader
 from mploader.batching.spec import ArraySpec
-from mploader.engine.worker.generators import SplitRagged, checksum_of
+from mploader.engine.worker.input_values import SplitRagged, checksum_of
 from tests.generators import given
 
 pytestmark = pytest.mark.usefixtures("workers_in_threads")
@@ -91,10 +91,10 @@ def test_numbers_are_no_strings() -> None:
 @pytest.mark.parametrize(
     ("element", "ragged_rank", "message"),
     [
-        (5, 1, r"nested at least 2 deep, and the generator gave 5"),
-        ([1, [2]], 1, r"nested at least 2 deep, and the generator gave \[1, \[2\]\]"),
-        (["ab", "c"], 1, r"nested at least 2 deep, and the generator gave \['ab', 'c'\]"),
-        ([[1, 2], [3]], 2, r"nested at least 3 deep, and the generator gave \[\[1, 2\], \[3\]\]"),
+        (5, 1, r"nested at least 2 deep are expected, got 5"),
+        ([1, [2]], 1, r"nested at least 2 deep are expected, got \[1, \[2\]\]"),
+        (["ab", "c"], 1, r"nested at least 2 deep are expected, got \['ab', 'c'\]"),
+        ([[1, 2], [3]], 2, r"nested at least 3 deep are expected, got \[\[1, 2\], \[3\]\]"),
         (np.array(5), 1, "nested at least 2 deep"),
         (mploader.Ragged(np.arange(3), np.array([0, 3])), 2, "the generator gave a Ragged of ragged_rank 1"),
     ],
@@ -111,7 +111,7 @@ def test_an_element_with_a_ragged_component_that_is_too_shallow_is_named() -> No
 
 
 def test_a_ragged_component_of_rank_0_is_refused() -> None:
-    with pytest.raises(mploader.ArgumentError, match=r"nothing of it is ragged.*tf\.TensorSpec"):
+    with pytest.raises(mploader.ArgumentError, match=r"output_signature: .*tf\.TensorSpec"):
         read([[1]], tf.RaggedTensorSpec((None,), tf.int32, ragged_rank=0))
 
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from mploader import Loader
-from mploader.loader.epoch_iterator import Run
+from mploader.loader.epoch_iterator import EpochIterator
 from tests.shapes_data import with_ballast
 
 SAMPLES = [(np.full(3, number / 30, np.float32), np.float32(number % 2)) for number in range(30)]
@@ -112,7 +112,7 @@ def census() -> dict[str, int]:
         "threads": threading.active_count(),
         "descriptors": len(os.listdir("/proc/self/fd")),
         "processes": len(psutil.Process().children()),
-        "runs": sum(isinstance(thing, Run) for thing in gc.get_objects()),
+        "runs": sum(isinstance(thing, EpochIterator) for thing in gc.get_objects()),
     }
 
 

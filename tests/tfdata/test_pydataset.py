@@ -173,7 +173,7 @@ def test_a_batch_of_another_shape_is_named() -> None:
     ("make", "message"),
     [
         (lambda: 3, "PyDataset"), (pydatasets.Infinite, "infinite"), (lambda: iter([1]), "PyDataset"),
-        (lambda: pydatasets.Plain, "not the class Plain"), (pydatasets.Empty, "this Empty has no batches"),
+        (lambda: pydatasets.Plain, "got the class Plain"), (pydatasets.Empty, "Empty: expected at least one batch"),
     ],
 )  # fmt: skip
 def test_what_is_no_dataset_is_refused(make: Any, message: str) -> None:

@@ -19,7 +19,7 @@ import pytest
 import tensorflow as tf
 
 from mploader import ArgumentError, Loader
-from mploader.loader.checkpoint import Position as Place
+from mploader.loader.position import Position as Place
 from mploader.tfdata import Position, ResumeCallback, StatisticsCallback
 from tests.resume_data import make_loader
 from tests.resume_training import trained_on, uninterrupted
@@ -285,6 +285,6 @@ def test_a_position_is_known_again_after_numpy_batches_or_a_load() -> None:
 
 
 @pytest.mark.parametrize("kind", [Position, ResumeCallback, StatisticsCallback])
-def test_a_dataset_is_no_loader(kind: Any) -> None:
-    with make_loader() as loader, pytest.raises(ArgumentError, match=r"PrefetchDataset\): wants the mploader.Loader"):
+def test_a_dataset_is_refused_in_place_of_a_loader(kind: Any) -> None:
+    with make_loader() as loader, pytest.raises(ArgumentError, match=r"PrefetchDataset\): expected the mploader"):
         kind(loader.as_dataset())

@@ -39,12 +39,11 @@ def run(args: argparse.Namespace) -> int:
     from mploader.cli.image_grid import columns_for, draw, save
     from mploader.cli.objects import load
     from mploader.cli.sample_images import LabelledPicture
-    from mploader.engine.ipc.sample_report import ADVICE
     from mploader.errors import SampleError
     from mploader.images import Resize
     from mploader.loader.loader import Loader
     from mploader.sources import open_source
-    from mploader.sources.protocols import class_names_of
+    from mploader.sources.protocols import class_names_of, where_is
 
     source = open_source(args.path)
     augment = load(args.augment) if args.augment else Resize(args.size, args.size)
@@ -56,9 +55,11 @@ def run(args: argparse.Namespace) -> int:
             batches = [batch for _, batch in zip(range(args.batches), loader, strict=False)]
             page = draw(batches, class_names_of(source), columns_for(args.batch_size))
     except SampleError as error:
-        # The advice is about an option that this command does not have.
-        message = str(error).partition(f"\n{ADVICE}")[0]
-        raise SampleError(f"{message}\n`mploader verify {args.path}` lists all bad samples.") from error
+        # Without the loader's advice, which is about an option that this command does not have.
+        place = "" if error.index is None else f"sample {error.index} ({where_is(source, error.index)}): "
+        raise SampleError(
+            f"{place}{error.kind}: {error.reason}\n`mploader verify {args.path}` lists all bad samples."
+        ) from error
     save(page, args.output)
     count = count_text(len(batches), "batch", "batches")
     console.print(f"{count}, {page.width} x {page.height} pixels, in {args.output}", soft_wrap=True, markup=False)

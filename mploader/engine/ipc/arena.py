@@ -23,8 +23,8 @@ import numpy as np
 
 from mploader._util import resources, shared_memory
 from mploader._util.shared_memory import PAGE, Array, align, aligned_empty
-from mploader.engine.ipc.slots import Segment, Slots
-from mploader.engine.ipc.worker_status import STATUS_BYTES, TEXT_BYTES, WorkerStatus
+from mploader.engine.ipc.slots import Segment, Slots, slot_bytes
+from mploader.engine.ipc.worker_status import STATUS_BYTES, WorkerStatus
 from mploader.errors import ClosedError, ResourceError
 
 
@@ -97,7 +97,7 @@ class Arena:
             ResourceError: the memory is not granted.
         """
         slots = Slots() if self._slots is None else self._slots
-        segment = Segment(len(slots), count, self._bytes, align(batch_bytes + TEXT_BYTES, PAGE))
+        segment = Segment(len(slots), count, self._bytes, slot_bytes(batch_bytes))
         slots.add(segment, self._grow(segment.size))
         self._slots = slots
         return slots

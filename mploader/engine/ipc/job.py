@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from mploader._util.checks import takes_rng
 from mploader._util.text import clip
+from mploader.engine.ipc.on_bad_sample import OnBadSample
 from mploader.sampling.plan import Plan
 from mploader.sources.protocols import changes_between_epochs
 
@@ -30,6 +31,16 @@ class Job(Protocol):
         """Whether a sample may go otherwise in another epoch."""
         ...
 
+    @property
+    def advice(self) -> str:
+        """What errors about bad data advise."""
+        ...
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the user passed, by the name of the argument, to name the one that cannot be pickled."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleJob:
@@ -39,14 +50,14 @@ class SampleJob:
         source: gives samples by number.
         transform: makes an element of a sample; None: the sample is the element.
         plan: which samples make up which batch.
-        on_bad_sample: "raise", "drop" or "replace".
+        on_bad_sample: what becomes of bad samples.
         is_batched: False: a task is not a batch of the plan but a block of many, of one sample each.
     """
 
     source: Any
     transform: Callable[..., Any] | None
     plan: Plan
-    on_bad_sample: str
+    on_bad_sample: OnBadSample
     is_batched: bool
 
     @property
@@ -57,12 +68,22 @@ class SampleJob:
     @property
     def skips_bad(self) -> bool:
         """See :class:`Job`."""
-        return self.on_bad_sample != "raise"
+        return not self.on_bad_sample.raises
 
     @property
     def depends_on_epoch(self) -> bool:
         """See :class:`Job`: the transform takes random numbers, or the source changes."""
         return self.takes_rng or self.source_changes
+
+    @property
+    def advice(self) -> str:
+        """See :class:`Job`."""
+        return self.on_bad_sample.advice
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """See :class:`Job`."""
+        return {"source": self.source, "transform": self.transform}
 
     @property
     def takes_rng(self) -> bool:
@@ -103,9 +124,19 @@ class GeneratorJob:
         """See :class:`Job`; a generator gives the same elements each time."""
         return False
 
+    @property
+    def advice(self) -> str:
+        """See :class:`Job`."""
+        return "An element cannot be left out: correct the generator."
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """See :class:`Job`; the public name of the inputs is ``shards``."""
+        return {"generator": self.generator, "shards": self.inputs, "args": self.args}
+
 
 @dataclass(frozen=True)
-class ProbedElement:
+class ProbeResult:
     """What one sample shows of the element.
 
     Attributes:

@@ -155,7 +155,7 @@ class Probed:
 
     Attributes:
         sample_index: the sample.
-        ok: 1: the text is a pickled ``ProbedElement``; 0: it is a report of what went wrong with the sample.
+        ok: 1: the text is a pickled ``ProbeResult``; 0: it is a report of what went wrong with the sample.
         text_bytes: length of the text.
     """
 

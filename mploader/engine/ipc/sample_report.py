@@ -13,6 +13,7 @@ import traceback
 from dataclasses import asdict, dataclass, fields
 
 from mploader._util.environment_errors import is_environment
+from mploader._util.location import Location
 from mploader._util.text import clip, clip_front
 from mploader.errors import LoaderError, ResourceError, SampleError, SpecError, StallError
 
@@ -34,40 +35,61 @@ class SampleReport:
     """One sample that could not be made into an element.
 
     Attributes:
-        index: the sample's number in the source.
+        index: the sample's number in the source; of a generator, the number of the element. None: the report is on a
+            batch as a whole.
         where: what ``source.where(index)`` says, or "".
         kind: the name of the original exception's class.
         error: its message.
         traceback: the worker's traceback as text.
         group: "content" (the data or the transform), "generator" (the same), "spec" (the element does not fit),
             "environment" (storage, memory, descriptors), "crash" (it killed its workers) or "stall" (they hung on it).
+        file: path or URL of the file that the sample lies in; None where the source does not say.
+        byte: offset of the sample in that file; None where the source does not say.
+        offset: the offset in the batch (without a batch size: in the block of elements) that the sample was read for;
+            None for a sample that was read for no batch.
     """
 
-    index: int
+    index: int | None
     where: str
     kind: str
     error: str
     traceback: str
     group: str
+    file: str | None = None
+    byte: int | None = None
+    offset: int | None = None
 
-    def to_error(self, worker: str) -> LoaderError:
-        """Returns the error that the consumer gets."""
-        place = f"sample {self.index}" + (f" ({self.where})" if self.where else "")
+    def to_error(self, worker: str, advice: str = ADVICE) -> LoaderError:
+        """Returns the error that the consumer gets.
+
+        Args:
+            worker: name of the worker, as "worker 3".
+            advice: what to do about bad data or a fault in the transform; "" for none.
+        """
+        kind, text = self._error_text(worker, advice)
+        return kind(
+            text, index=self.index, file=self.file, byte=self.byte, kind=self.kind, reason=self.error,
+            traceback=self.traceback or None, worker=worker,
+        )  # fmt: skip
+
+    def _error_text(self, worker: str, advice: str) -> tuple[type[LoaderError], str]:
+        where = f" ({self.where})" if self.where else ""
+        place = self.where if self.index is None else f"sample {self.index}{where}"
         text = f"{place} failed in {worker}: {self.kind}: {self.error}"
         if self.group == "spec":
-            return SpecError(f"{text}\n\n{self.traceback}".rstrip())
+            return SpecError, f"{text}\n\n{self.traceback}".rstrip()
         if self.group == "environment":
             advice = "This is a fault of the machine or the storage, not of the data. It was tried several times."
             if self.kind == "MemoryError":
                 advice = "No memory is left for it, and it was tried several times: use fewer workers (num_workers=)."
-            return ResourceError(f"{text}\n{advice}\n\n{self.traceback}")
+            return ResourceError, f"{text}\n{advice}\n\n{self.traceback}"
         if self.group == "stall":
             advice = "If it may take so long, raise stall_timeout=. Otherwise see where it hangs:"
-            return StallError(f"{text}\n{advice}\n\n{self.traceback}")
+            return StallError, f"{text}\n{advice}\n\n{self.traceback}"
         if self.group == "generator":
             advice = "An element cannot be left out: mend the generator."
-            return SampleError(f"{text}\n{advice}\n\n{self.traceback}".rstrip())
-        return SampleError(f"{text}\n{ADVICE}\n\n{self.traceback}".rstrip())
+        parts = (f"{text}\n{advice}" if advice else text, self.traceback)
+        return SampleError, "\n\n".join(parts).rstrip()
 
 
 @dataclass(frozen=True)
@@ -80,21 +102,45 @@ class BadSample:
         error: the original exception, as ``Type: message``.
         traceback: the worker's traceback as text, of the first 100 of an epoch; "" for others, and where so many
             samples of one batch are bad that it had no room.
+        file: path or URL of the file that the sample lies in; None where the source does not say.
+        byte: offset of the sample in that file; None where the source does not say.
+        kind: the name of the original exception's class.
     """
 
     index: int
     where: str
     error: str
     traceback: str
+    file: str | None = None
+    byte: int | None = None
+    kind: str = ""
+
+    @classmethod
+    def of(cls, report: SampleReport, *, keep_traceback: bool) -> BadSample:
+        """Makes the record of a sample from its report."""
+        assert report.index is not None, "a bad sample has a number"
+        return cls(
+            report.index, report.where, f"{report.kind}: {report.error}", report.traceback if keep_traceback else "",
+            report.file, report.byte, report.kind,
+        )  # fmt: skip
 
 
-def report_exception(index: int, where: str, error: BaseException) -> SampleReport:
+def report_exception(index: int | None, where: str, error: BaseException) -> SampleReport:
     """Describes an exception of the source or the transform."""
     group = "spec" if isinstance(error, SpecError) else "environment" if is_environment(error) else "content"
     kind = clip(type(error).__name__, KIND_CHARACTERS)
     return SampleReport(
-        index, clip(where, MESSAGE_CHARACTERS), kind, message_of(error), traceback_of(error), group
-    )
+        index, clip(where, MESSAGE_CHARACTERS), kind, message_of(error), traceback_of(error), group,
+        *file_and_byte(where),
+    )  # fmt: skip
+
+
+def file_and_byte(where: str) -> tuple[str | None, int | None]:
+    """Returns the file and the byte that a source names; a name of more than 2,000 characters is left out."""
+    if not isinstance(where, Location):
+        return None, None
+    is_short = where.file is not None and len(where.file) <= MESSAGE_CHARACTERS
+    return where.file if is_short else None, where.byte
 
 
 def message_of(error: BaseException) -> str:
@@ -175,8 +221,10 @@ def decode(data: bytes) -> list[SampleReport]:
 
 def _read(row: object) -> SampleReport:
     names = {field.name for field in fields(SampleReport)}
-    if not isinstance(row, dict) or set(row) != names or type(row["index"]) is not int:
+    if not isinstance(row, dict) or set(row) != names:
         raise ValueError("not a report")
-    if not all(isinstance(value, str) for name, value in row.items() if name != "index"):
-        raise ValueError("not a report")
+    for name, value in row.items():
+        kind = int if name in ("index", "byte", "offset") else str
+        if type(value) is not kind and not (value is None and name in ("index", "file", "byte", "offset")):
+            raise ValueError("not a report")
     return SampleReport(**row)

@@ -13,7 +13,7 @@ import os
 import pickle
 import struct
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -92,18 +92,26 @@ class SharedFile:
         self._finalizer.atexit = False
 
 
-def pack(value: Any, base_fd: int | None = None) -> int:
+def pack(value: Any, base_fd: int | None = None, *, arguments: Mapping[str, Any] | None = None) -> int:
     """Pickles ``value`` into a new anonymous file and returns its descriptor.
 
     Args:
         value: any object that cloudpickle takes.
         base_fd: a file that was packed before: arrays that are the same there are not stored again.
+        arguments: the parts of ``value`` that the user passed, by name. They are pickled again, one by one, if pickling
+            fails, so that the error can name the one to blame.
 
     Raises:
+        ArgumentError: one of ``arguments`` cannot be pickled.
         ResourceError: the memory is not granted.
     """
     buffers: list[pickle.PickleBuffer] = []
-    data = _dumps(value, buffers.append)
+    try:
+        data = _dumps(value, buffers.append)
+    except Exception:  # user classes raise anything from __reduce__
+        for name, argument in (arguments or {}).items():
+            check_picklable(name, argument)
+        raise
     parts = [memoryview(data), *(buffer.raw() for buffer in buffers)]
     old = [] if base_fd is None else _parts(base_fd)
     borrowed = [place < len(old) and place > 0 and _same(part, old[place]) for place, part in enumerate(parts)]

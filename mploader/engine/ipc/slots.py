@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mploader._util.shared_memory import Array
+from mploader._util.shared_memory import PAGE, Array, align
 from mploader.engine.ipc.worker_status import TEXT_BYTES
 
 
@@ -31,6 +31,11 @@ class Segment:
     def size(self) -> int:
         """Bytes of all slots together."""
         return self.count * self.slot_bytes
+
+
+def slot_bytes(batch_bytes: int) -> int:
+    """Bytes of a slot for batches of ``batch_bytes``, with room for a report, rounded up to whole pages."""
+    return align(batch_bytes + TEXT_BYTES, PAGE)
 
 
 class Slots:

@@ -31,6 +31,7 @@ import heapq
 from typing import Any
 
 from mploader.engine.scheduler.series import Group, Series
+from mploader.engine.scheduler.series_table import SeriesTable
 from mploader.engine.scheduler.slot_table import SlotTable
 from mploader.engine.scheduler.states import (
     Assignment,
@@ -63,18 +64,17 @@ class Scheduler:
         self._workers: dict[int, list[Assignment]] = {}
         self._abandoned: dict[int, list[Assignment]] = {}
         self._dying: set[int] = set()
-        self._series: dict[int, Series] = {}
-        self._groups: dict[int, Group] = {}
+        self._series = SeriesTable()
         self._cancelled: list[tuple[int, int]] = []
         self.is_ahead_held = False
         """Nothing of unclaimed series is assigned. For the time in which a sample is suspect: it may be in hand in one
         epoch only, or it would kill further workers while it is being judged."""
-        self._next_task = self._next_series = self._next_group = 0
+        self._next_task = 0
 
     def add_slots(self, count: int) -> None:
         """Adds free slots, numbered behind those that there are."""
         self.slots.add(count)
-        for series in self._series.values():
+        for series in self._series.open.values():
             if not series.is_bound:
                 series.max_ahead = len(self.slots)
 
@@ -86,65 +86,55 @@ class Scheduler:
         A series that is not ``claimed`` is made ahead of time: it gets what no claimed series needs. ``first`` goes
         into every assignment.
         """
-        return self._add(
+        return self._series.add(
             Series(epoch=epoch, length=length, max_ahead=len(self.slots), claimed=claimed, frontier=start,
                    delivered=start, first=first)
         )  # fmt: skip
 
-    def open_input(self, number: int, max_ahead: int, group: Group | None = None) -> int:
+    def open_input(self, number: int, max_ahead: int) -> int:
         """Opens the output of a generator and returns the number of the series.
 
         Args:
             number: which input, from 0.
             max_ahead: how many batches may be made ahead of the consumer, at least 1.
-            group: the group that the series belongs to.
         """
-        return self._add(Series(max_ahead=max_ahead, input=number, replay=Replay(), group=group))
+        return self._series.add_input(number, max_ahead)
 
     def open_group(self, inputs: int, max_ahead: int, window: int, max_idle: int) -> int:
         """Opens a pass over inputs, numbered from 0, and returns the number of the group; see :class:`Group`."""
-        number = self._next_group
-        self._next_group += 1
-        self._groups[number] = Group(inputs=inputs, max_ahead=max_ahead, window=window, max_idle=max_idle)
-        return number
+        return self._series.add_group(Group(inputs=inputs, max_ahead=max_ahead, window=window, max_idle=max_idle))
 
     def series_of(self, group: int, number: int) -> int:
         """Returns the series over one input of a group; opens it, and those before it, if that is still to be done."""
-        found = self._group(group)
-        while found.opened <= number:
-            self._open_next(found)
-        for series, other in found.members.items():
-            if other == number:
-                return series
-        raise IllegalEventError(f"input {number} of group {group} was delivered before")
+        return self._series.of_input(group, number)
 
     def heads(self, group: int) -> dict[int, int]:
         """Opens what may be open of a group whose consumer takes any batch; returns the next batch of each series.
 
         The series that was served least recently comes first. Empty if everything was delivered.
         """
-        found = self._group(group)
+        found = self._series.group(group)
         found.takes_any = True
-        self._open_ahead(found)
+        self._series.open_ahead(found)
         return {series: self._series[series].delivered for series in found.members}
 
     def has_group(self, group: int) -> bool:
         """Whether the group is open."""
-        return group in self._groups
+        return group in self._series.groups
 
     def close_group(self, group: int) -> None:
         """Forgets a group and its series."""
-        closed = self._groups.pop(group, None)
+        closed = self._series.groups.pop(group, None)
         for series in () if closed is None else closed.members:
             self.close_series(series)
 
     def claim(self, series: int) -> None:
         """A consumer asks for the batches of a series from now on."""
-        self._find(series).claimed = True
+        self._series[series].claimed = True
 
     def close_series(self, series: int) -> None:
         """Forgets a series. Its ready batches are dropped; what workers still write for it will be."""
-        closed = self._series.pop(series, None)
+        closed = self._series.remove(series)
         if closed is not None:
             for number in closed.tasks.values():
                 self._drop(number)
@@ -202,10 +192,10 @@ class Scheduler:
 
     def assign(self) -> Assignment | None:
         """Assigns the task that is needed most to the worker with the least to do; None if there is nothing to do."""
-        for group in self._groups.values():
-            self._open_ahead(group)
+        for group in self._series.groups.values():
+            self._series.open_ahead(group)
         backlog = self._backlog
-        for number, batch_index in self._needs():
+        for number, batch_index in self._series.needs(is_ahead_held=self.is_ahead_held):
             series = self._series[number]
             is_needed = series.is_needed(batch_index)
             worker = self._worker_for(series, backlog)
@@ -292,7 +282,7 @@ class Scheduler:
 
     def take(self, series: int, batch_index: int) -> Taken | None:
         """Delivers a batch; None if it is not there yet, and then it is what the scheduler has made first."""
-        found = self._find(series)
+        found = self._series[series]
         number = found.tasks.get(batch_index)
         task = None if number is None else self._tasks[number]
         if task is None and batch_index < found.frontier:
@@ -302,8 +292,8 @@ class Scheduler:
             return None
         del self._tasks[task.number], found.tasks[batch_index]
         found.waiting.discard(batch_index)
-        found.delivered += 1
-        self._served(series, found)
+        if self._series.served(series):
+            self._cancel(series, found)
         if task.state is TaskState.FAILED or task.slot is None:
             return Taken(task=task.number, result=task.result, failed=task.state is TaskState.FAILED)
         copy = self.slots.must_copy
@@ -325,7 +315,7 @@ class Scheduler:
 
     def is_delivered(self, series: int, batch_index: int) -> bool:
         """Whether a batch was taken; True for a series that is over."""
-        found = self._series.get(series)
+        found = self._series.open.get(series)
         return found is None or (batch_index < found.frontier and batch_index not in found.tasks)
 
     def is_waited_for(self, task: int) -> bool:
@@ -344,65 +334,14 @@ class Scheduler:
         return (
             self.slots.count(SlotState.QUARANTINED) > 0
             and not any(map(self.slots.count, in_use))
-            and any(series.waiting for series in self._series.values())
+            and any(series.waiting for series in self._series.open.values())
         )
 
     def __repr__(self) -> str:
         slots = ", ".join(f"{count} {state.name.lower()}" for state, count in self.slots.counts.items() if count)
-        return f"<Scheduler: slots {slots}; {len(self._workers)} workers, {len(self._series)} series>"
+        return f"<Scheduler: slots {slots}; {len(self._workers)} workers, {len(self._series.open)} series>"
 
     # Inside
-
-    def _find(self, series: int) -> Series:
-        if series not in self._series:
-            raise IllegalEventError(f"series {series} is not open")
-        return self._series[series]
-
-    def _group(self, group: int) -> Group:
-        if group not in self._groups:
-            raise IllegalEventError(f"group {group} is not open")
-        return self._groups[group]
-
-    def _add(self, series: Series) -> int:
-        number = self._next_series
-        self._next_series += 1
-        self._series[number] = series
-        return number
-
-    def _open_ahead(self, group: Group) -> None:
-        """Opens generators of a group, as many as may be open before they are asked for."""
-        while group.may_open([self._series[series] for series in group.members]):
-            self._open_next(group)
-
-    def _open_next(self, group: Group) -> None:
-        group.members[self.open_input(group.opened, group.max_ahead, group)] = group.opened
-        group.opened += 1
-
-    def _served(self, number: int, series: Series) -> None:
-        """A batch of a series was delivered."""
-        if series.group is not None:
-            series.group.members[number] = series.group.members.pop(number)
-        if series.is_over:
-            del self._series[number]
-            self._cancel(number, series)
-            if series.group is not None:
-                del series.group.members[number]
-
-    def _needs(self) -> list[tuple[int, int]]:
-        """The series and batch that each series needs next, the most urgent first.
-
-        A batch comes first that a consumer waits for, or that stands before one; of a generator that lives nowhere
-        before others, or it might never find a free worker. Then the claimed series with the fewest batches under way
-        or ready, so that series side by side share the slots evenly. Then what is made ahead of time.
-        """
-        ranked = []
-        for number, series in self._series.items():
-            batch_index = series.next_pending()
-            if batch_index is not None and (series.claimed or not self.is_ahead_held):
-                is_needed, under_way = series.is_needed(batch_index), len(series.tasks) - len(series.pending)
-                rank = (not is_needed, not series.claimed, is_needed and not series.is_unbound, under_way, number)
-                ranked.append((rank, (number, batch_index)))
-        return [need for _, need in sorted(ranked)]
 
     def _worker_for(self, series: Series, backlog: int) -> int | None:
         """The worker that can take a task of a series now, where none may hold more than ``backlog`` assignments."""
@@ -485,7 +424,7 @@ class Scheduler:
 
     def _give_back(self, worker: int, event: str, has_begun: bool, offset: int | None) -> list[Lost]:
         """Takes everything from a worker: its slots move by ``event``, its tasks become pending again or fail."""
-        for series in self._series.values():
+        for series in self._series.open.values():
             if series.worker == worker:
                 series.worker = None  # the generators of a worker are gone with it
         lost = []

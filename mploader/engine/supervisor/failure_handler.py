@@ -108,7 +108,7 @@ class FailureHandler:
             report = SampleReport(
                 sentence.sample_index, "", "WorkerError", describe_condemned(status), handle.printed, group
             )
-            self._table.answer_probe(entry, report.to_error(handle.name))
+            self._table.answer_probe(entry, report.to_error(handle.name, self._table.job.advice))
 
     def _judge_outside(self, entry: WorkerEntry, status: int) -> None:
         """A worker has ended outside any sample.

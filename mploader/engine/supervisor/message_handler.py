@@ -10,7 +10,7 @@ import pickle
 
 from mploader._util.shared_memory import Array
 from mploader.engine.ipc import messages, sample_report
-from mploader.engine.ipc.job import ProbedElement
+from mploader.engine.ipc.job import ProbeResult
 from mploader.engine.ipc.sample_report import SampleReport
 from mploader.engine.ipc.slots import Slots
 from mploader.engine.ipc.worker_status import TEXT_BYTES
@@ -56,7 +56,7 @@ class MessageHandler:
         if message.ok:
             self._table.answer_probe(entry, _read_probe(data))
         else:
-            self._table.answer_probe(entry, _read_reports(data)[0].to_error(entry.handle.name))
+            self._table.answer_probe(entry, _read_reports(data)[0].to_error(entry.handle.name, self._table.job.advice))
         return True
 
     def _result(
@@ -74,7 +74,8 @@ class MessageHandler:
         if message.report_bytes or isinstance(message, messages.Failed):
             reports = self._with_last_words(_read_reports(_report_bytes(message, slots, overflow)))
         if isinstance(message, messages.Failed):
-            scheduler.failed(assignment, ReadyBatch(error=reports[0].to_error(entry.handle.name)))
+            error = reports[0].to_error(entry.handle.name, self._table.job.advice)
+            scheduler.failed(assignment, ReadyBatch(error=error))
         elif not self._made(entry, assignment, message, reports, overflow, slots):
             return False
         self._table.made(message.task)
@@ -93,6 +94,10 @@ class MessageHandler:
         room = slots.data_bytes if overflow is None else overflow.nbytes
         if not 0 < message.batch_bytes <= room or message.samples < 0:
             return False
+        if any(report.index is None for report in reports):
+            return False  # a bad sample has a number
+        if message.is_last and assignment.input is None:
+            return False  # the plan says how long an epoch is
         ready = ReadyBatch(
             samples=message.samples, size=message.batch_bytes, reports=reports, input=assignment.input,
             is_last=bool(message.is_last), overflow=overflow,
@@ -127,11 +132,11 @@ def _read_reports(data: bytes) -> list[SampleReport]:
         raise messages.ProtocolError(f"a report that cannot be read: {error}") from error
 
 
-def _read_probe(data: bytes) -> ProbedElement:
+def _read_probe(data: bytes) -> ProbeResult:
     try:
         probed = pickle.loads(data)
     except Exception as error:  # unpickling raises anything
         raise messages.ProtocolError(f"a probe that cannot be read: {error!r}") from error
-    if not isinstance(probed, ProbedElement):
+    if not isinstance(probed, ProbeResult):
         raise messages.ProtocolError(f"expected a probed element, got a {type(probed).__name__}")
     return probed

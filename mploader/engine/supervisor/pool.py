@@ -13,13 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 from mploader._util.platform_check import resource
-from mploader._util.shared_memory import PAGE, align
 from mploader.batching.layout import BatchLayout
 from mploader.engine.ipc import serialization
 from mploader.engine.ipc.arena import Arena
-from mploader.engine.ipc.job import Job, ProbedElement
+from mploader.engine.ipc.job import Job, ProbeResult
 from mploader.engine.ipc.sample_report import STALLED
-from mploader.engine.ipc.worker_status import TEXT_BYTES
+from mploader.engine.ipc.slots import slot_bytes
 from mploader.engine.scheduler.crash_policy import CrashPolicy
 from mploader.engine.scheduler.scheduler import Scheduler
 from mploader.engine.scheduler.states import Taken
@@ -69,7 +68,7 @@ class Pool:
         with contextlib.ExitStack() as opened:
             self._arena = Arena(num_workers)
             opened.callback(self._arena.close)
-            job_fd = serialization.pack(job)
+            job_fd = serialization.pack(job, arguments=job.arguments)
             opened.callback(os.close, job_fd)
             self._job_fd = job_fd
             self._counters = Counters(num_workers)
@@ -109,7 +108,7 @@ class Pool:
 
     # Before the first batch
 
-    def probe(self, sample_index: int) -> ProbedElement:
+    def probe(self, sample_index: int) -> ProbeResult:
         """Has a worker make the element of one sample and returns its description.
 
         Raises:
@@ -147,7 +146,7 @@ class Pool:
             self._state.check()  # an open pool has its memory's file, and keeps it open as long as the lock is held
             self._arena.store_layout(serialization.dumps(layout))
             self._arena.add_slots(slots, batch_bytes)
-            self._counters.allocated(slots if wanted is None else wanted, slot_size(batch_bytes))
+            self._counters.allocated(slots if wanted is None else wanted, slot_bytes(batch_bytes))
             self._state.layout = layout
             self._batch_bytes = batch_bytes
             self._state.scheduler = Scheduler(slots, reserved)
@@ -206,7 +205,7 @@ class Pool:
             self._open_scheduler()  # an open pool has its job's file
             job_fd = os.dup(self._job_fd)
         try:
-            renewal = serialization.SharedFile(serialization.pack(source, job_fd))
+            renewal = serialization.SharedFile(serialization.pack(source, job_fd, arguments={"source": source}))
         finally:
             os.close(job_fd)
         with self._state.lock:
@@ -266,6 +265,36 @@ class Pool:
         ready = self._next(lambda _: {series: batch_index}, left_ns)
         assert ready is not None, "a series has its batch"
         return ready
+
+    def make_batch(self, epoch: int, batch_index: int, first: int = 0) -> ReadyBatch:
+        """Makes one batch outside of any stream, for debugging, and waits for it.
+
+        No consumer is counted as waiting, and a batch that cannot be made does not end the pool.
+
+        Args:
+            epoch: the epoch.
+            batch_index: the batch's place in the epoch.
+            first: see :meth:`Scheduler.open_series`.
+
+        Raises:
+            LoaderError: the batch cannot be made, or the pool is closed or has failed.
+        """
+        state, series = self._state, self.open_series(epoch, batch_index + 1, batch_index, first=first)
+        taken: Taken | None = None
+        try:
+            with state.lock:
+                found = state.take(lambda _: {series: batch_index})
+                assert found is not None, "a series has its batch"
+                _, taken = found
+                ready: ReadyBatch = taken.result
+                if ready.error is not None:
+                    raise ready.error.again()
+            batch, taken = self._hand_over(taken, ready), None
+        finally:
+            self.cancel_series(series)
+            if taken is not None and taken.slot is not None:  # an interrupt came before the batch had an owner
+                self._arena.released.put((taken.slot, taken.generation))
+        return dataclasses.replace(ready, overflow=None, batch=batch, got_ns=time.monotonic_ns())
 
     def next_of_group(self, group: int, left_ns: int = 0) -> ReadyBatch | None:
         """Waits for the first batch of any generator of a group; as :meth:`next_batch`.
@@ -429,11 +458,6 @@ class Pool:
                 f"this loader belongs to process {self._owner_pid}, and this is its fork {os.getpid()}; "
                 "a loader does not survive a fork: make one in this process"
             )
-
-
-def slot_size(batch_bytes: int) -> int:
-    """Bytes of a slot for batches of ``batch_bytes``, with room for a report, rounded up to whole pages."""
-    return align(batch_bytes + TEXT_BYTES, PAGE)
 
 
 def _check_group(scheduler: Scheduler, group: int) -> None:

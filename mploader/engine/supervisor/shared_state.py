@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from mploader.batching.layout import BatchLayout
 from mploader.engine.ipc.arena import Arena
-from mploader.engine.ipc.job import ProbedElement
+from mploader.engine.ipc.job import ProbeResult
 from mploader.engine.ipc.serialization import SharedFile
 from mploader.engine.scheduler.scheduler import Scheduler
 from mploader.engine.scheduler.states import Taken
@@ -54,7 +54,7 @@ class PoolState:
         self.scheduler: Scheduler | None = None
         self.layout: BatchLayout | None = None
         self.to_probe: int | None = None
-        self.probed: ProbedElement | LoaderError | None = None
+        self.probed: ProbeResult | LoaderError | None = None
         self.is_stopping = False
         self.renewals: weakref.WeakValueDictionary[int, SharedFile] = weakref.WeakValueDictionary()
         self.pids: dict[int, int] = {}
@@ -87,7 +87,7 @@ class PoolState:
         self.probed, self.to_probe = None, index
         self.wake()
 
-    def answer_probe(self, answer: ProbedElement | LoaderError) -> None:
+    def answer_probe(self, answer: ProbeResult | LoaderError) -> None:
         """Gives a consumer the answer to its probe."""
         self.to_probe, self.probed = None, answer
         self.changed.notify_all()

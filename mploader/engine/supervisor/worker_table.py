@@ -13,7 +13,7 @@ import weakref
 from contextlib import suppress
 
 from mploader.engine.ipc.arena import Arena
-from mploader.engine.ipc.job import Job, ProbedElement
+from mploader.engine.ipc.job import Job, ProbeResult
 from mploader.engine.ipc.serialization import SharedFile
 from mploader.engine.scheduler.crash_policy import CrashPolicy, InHand, Probing, TaskInHand
 from mploader.engine.supervisor.shared_state import PoolState
@@ -123,7 +123,7 @@ class WorkerTable:
         self.policy.made(task)
         self.stacks.clear()
 
-    def answer_probe(self, entry: WorkerEntry, answer: ProbedElement | LoaderError) -> None:
+    def answer_probe(self, entry: WorkerEntry, answer: ProbeResult | LoaderError) -> None:
         """Gives the consumer the answer to its probe. Called with the state's lock."""
         entry.is_probing = False
         self.made(Probing.SAMPLE)

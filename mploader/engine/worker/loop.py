@@ -132,9 +132,7 @@ class WorkerLoop:
             self._fail(task, failure.report)
             return
         except Exception as error:  # the batch as a whole cannot be stored: no memory, or shapes that do not fit
-            index = self._status.sample_index
-            where = self._maker.name_of(task)
-            self._fail(task, sample_report.report_exception(-1 if index is None else index, where, error))
+            self._fail(task, sample_report.report_exception(None, self._maker.name_of(task), error))
             return
         if len(report) <= TEXT_BYTES:
             self._slots.write_report(task.slot, report)

@@ -64,7 +64,7 @@ class Maker(Protocol):
         ...
 
     def probe(self, sample_index: int) -> bytes:
-        """Makes one element and returns its pickled ``ProbedElement``.
+        """Makes one element and returns its pickled ``ProbeResult``.
 
         Raises:
             TaskFailedError: it cannot be made, or is not an element.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from typing import Any
@@ -16,7 +17,7 @@ from mploader._util.trees import flatten
 from mploader.batching.spec import describe_element
 from mploader.batching.writer import BatchWriter
 from mploader.engine.ipc import sample_report, serialization
-from mploader.engine.ipc.job import ProbedElement, SampleJob
+from mploader.engine.ipc.job import ProbeResult, SampleJob
 from mploader.engine.ipc.messages import Condemn, Make, Renew
 from mploader.engine.ipc.sample_report import SampleReport
 from mploader.engine.ipc.worker_status import TEXT_BYTES, WorkerStatus
@@ -134,7 +135,7 @@ class SampleMaker:
         for offset, index in enumerate(indices):
             self._status.step(offset, index)
             timer.start_sample()
-            self._add(task.epoch, index, writer, timer, bad)
+            self._add(task.epoch, index, offset, writer, timer, bad)
             if offset == len(indices) // 2:
                 fault_points.reach("slot half written")
         return Outcome(reports=tuple(bad))
@@ -161,7 +162,7 @@ class SampleMaker:
         try:
             structure = describe_element(element)
             sizes = tuple(_component_bytes(leaf) for leaf in flatten(element))
-            data = serialization.dumps(ProbedElement(structure, sizes))
+            data = serialization.dumps(ProbeResult(structure, sizes))
             if len(data) > TEXT_BYTES:
                 raise SpecError(f"the element's structure takes {len(data)} bytes to describe, more than {TEXT_BYTES}")
         except BaseException as error:  # a SpecError, a class that cannot be pickled, or what user code raises
@@ -177,28 +178,37 @@ class SampleMaker:
         start = task.first + task.batch_index * capacity
         return list(map(int, plan.batches(task.epoch, start, min(start + capacity, plan.num_batches))))
 
-    def _add(self, epoch: int, index: int, writer: BatchWriter, timer: StageTimer, bad: list[SampleReport]) -> None:
-        """Fills one place of a batch, or leaves it out, as ``on_bad_sample`` says; adds bad samples to ``bad``.
+    def _add(
+        self, epoch: int, index: int, offset: int, writer: BatchWriter, timer: StageTimer, bad: list[SampleReport]
+    ) -> None:
+        """Adds the element of one sample to a batch, or what ``on_bad_sample`` makes of a bad one.
+
+        Args:
+            epoch: of the batch.
+            index: the sample.
+            offset: its offset in the batch.
+            writer: of the batch.
+            timer: of the worker.
+            bad: a report is added where the sample is bad.
 
         Raises:
             TaskFailedError: the batch cannot be made. The machine is at fault, or an element does not fit the spec:
                 what is wrong then is the transform or the loader's arguments, and not a few samples.
         """
-        candidate = index
-        for attempt in range(1, self._job.plan.num_samples + 1):
+        policy = self._job.on_bad_sample
+        for candidate in policy.candidates(self._job.plan, epoch, index):
+            if candidate != index:
+                self._status.step(offset, candidate)
             try:
                 self._write(epoch, candidate, writer, timer)
                 return
             except TaskFailedError as failure:
-                if self._job.on_bad_sample == "raise" or failure.report.group in ("environment", "spec"):
+                if policy.raises or failure.report.group in ("environment", "spec"):
                     raise
                 if candidate == index:  # another one is reported in its own place
-                    bad.append(failure.report)
-            if self._job.on_bad_sample == "drop":
-                return
-            candidate = self._job.plan.replacement(epoch, index, attempt)
-            self._status.step(self._status.offset, candidate)
-        raise TaskFailedError(bad[-1])
+                    bad.append(dataclasses.replace(failure.report, offset=offset))
+        if not policy.drops:
+            raise TaskFailedError(bad[-1])
 
     def _write(self, epoch: int, index: int, writer: BatchWriter, timer: StageTimer) -> None:
         """Makes one element and adds it to the batch.
@@ -224,7 +234,10 @@ class SampleMaker:
         if status is not None:
             error = sample_report.describe_condemned(status)
             group = "stall" if status == sample_report.STALLED else "crash"
-            raise TaskFailedError(SampleReport(index, self._samples.where(index), "WorkerError", error, "", group))
+            where = self._samples.where(index)
+            raise TaskFailedError(
+                SampleReport(index, where, "WorkerError", error, "", group, *sample_report.file_and_byte(where))
+            )
 
 
 def _component_bytes(leaf: Any) -> int:

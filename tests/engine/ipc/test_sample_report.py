@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 
 import pytest
 
 from mploader._util.environment_errors import is_environment
+from mploader._util.location import Location
 from mploader.engine.ipc import sample_report
-from mploader.engine.ipc.arena import TEXT_BYTES
-from mploader.errors import ResourceError, SampleError, SpecError
+from mploader.engine.ipc.sample_report import SampleReport
+from mploader.engine.ipc.worker_status import TEXT_BYTES
+from mploader.errors import LoaderError, ResourceError, SampleError, SpecError, StallError
 
 
 class UnprintableError(Exception):
@@ -35,7 +38,7 @@ def test_any_exception_becomes_a_small_report(error: Exception) -> None:
     assert isinstance(found.to_error("worker 1"), SampleError)
 
 
-def test_causes_are_told() -> None:
+def test_causes_are_reported() -> None:
     try:
         try:
             raise OSError("first")
@@ -57,6 +60,36 @@ def test_many_reports_lose_their_tracebacks_and_nothing_else(count: int) -> None
     assert {(row.where, row.kind, row.error) for row in found} == {(report.where, report.kind, report.error)}
 
 
+def test_the_file_the_byte_and_the_offset_travel() -> None:
+    place = Location("a.tar, record 3", "a.tar", 512)
+    report = dataclasses.replace(sample_report.report_exception(7, place, ValueError("rotten")), offset=2)
+    assert (report.file, report.byte) == ("a.tar", 512)
+    assert sample_report.decode(sample_report.encode([report], 10_000)) == [report]
+    bare = sample_report.report_exception(7, "somewhere", ValueError("rotten"))
+    assert (bare.file, bare.byte, bare.offset) == (None, None, None)
+    assert sample_report.decode(sample_report.encode([bare], 10_000)) == [bare]
+    for name, value in (("file", 3), ("byte", "x"), ("offset", True), ("index", "7"), ("kind", None)):
+        with pytest.raises(ValueError, match="not a report"):
+            sample_report.decode(json.dumps([{**dataclasses.asdict(report), name: value}]).encode())
+
+
+@pytest.mark.parametrize(
+    ("group", "kind"),
+    [("content", SampleError), ("crash", SampleError), ("generator", SampleError), ("spec", SpecError),
+     ("environment", ResourceError), ("stall", StallError)],
+)  # fmt: skip
+def test_an_error_has_the_facts_as_attributes(group: str, kind: type[LoaderError]) -> None:
+    report = SampleReport(7, "a.tar, record 3", "ValueError", "rotten", "its traceback", group, "a.tar", 512, 2)
+    error = report.to_error("worker 3", "Do this.")
+    assert type(error) is kind
+    facts = (error.index, error.file, error.byte, error.kind, error.traceback, error.worker)
+    assert facts == (7, "a.tar", 512, "ValueError", "its traceback", "worker 3")
+    assert str(error).startswith("sample 7 (a.tar, record 3) failed in worker 3: ValueError: rotten")
+    assert ("Do this." in str(error)) == (group in ("content", "crash"))
+    again = error.again()
+    assert (type(again), str(again), vars(again)) == (kind, str(error), vars(error))
+
+
 def test_one_report_always_fits() -> None:
     widest = "\N{GRINNING FACE}" * 20_000
     kind = type(widest[:1], (ValueError,), {})
@@ -66,7 +99,7 @@ def test_one_report_always_fits() -> None:
     assert len(sample_report.encode([worst], TEXT_BYTES)) <= TEXT_BYTES
 
 
-def test_the_machine_is_told_from_the_data() -> None:
+def test_faults_of_the_machine_differ_from_faults_of_the_data() -> None:
     for error in (
         OSError(errno.EIO, "x"),
         OSError(errno.ENOSPC, "x"),

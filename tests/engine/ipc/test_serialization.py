@@ -26,7 +26,7 @@ def test_an_object_with_large_arrays_arrives_without_a_copy() -> None:
         assert not copy["rows"].flags.owndata
 
 
-def test_what_cannot_travel_is_named() -> None:
+def test_an_attribute_that_cannot_be_pickled_is_named() -> None:
     class Part:
         def __init__(self) -> None:
             self.handle = threading.Lock()
@@ -41,7 +41,7 @@ def test_what_cannot_travel_is_named() -> None:
     serialization.check_picklable("transform", lambda: serialization)
 
 
-def test_a_variable_without_a_value_hides_nobody() -> None:
+def test_a_variable_without_a_value_does_not_hide_another() -> None:
     def transform(sample: object) -> object:
         return early, lock
 

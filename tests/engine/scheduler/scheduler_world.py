@@ -33,11 +33,11 @@ def snapshot(scheduler: Scheduler) -> tuple[object, ...]:
             (number, series.epoch, series.length, series.claimed, series.max_ahead, series.frontier,
              tuple(sorted(series.pending)), tuple(sorted(series.waiting)), series.delivered, series.input,
              series.worker, series.replay, series.first)
-            for number, series in scheduler._series.items()
+            for number, series in scheduler._series.open.items()
         ),
         tuple(
             (number, group.opened, group.takes_any, tuple(group.members))
-            for number, group in scheduler._groups.items()
+            for number, group in scheduler._series.groups.items()
         ),
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The supervising thread and workers that do what a test says, without a process.
+"""The supervisor thread and workers that do what a test says, without a process.
 
 With real workers, killed in every way at every point, it is tested in tests/faults.
 """
@@ -19,11 +19,16 @@ import pytest
 from mploader.batching.choose_layout import make_layout
 from mploader.batching.spec import ArraySpec
 from mploader.engine.ipc import messages, serialization
-from mploader.engine.ipc.arena import WorkerArea
+from mploader.engine.ipc.arena import Arena
+from mploader.engine.ipc.job import SampleJob
+from mploader.engine.ipc.on_bad_sample import OnBadSample
+from mploader.engine.ipc.worker_status import WorkerStatus
 from mploader.engine.scheduler.crash_policy import MAX_EARLY_DEATHS
 from mploader.engine.supervisor import failure_handler, supervisor
 from mploader.engine.supervisor.pool import Pool
-from mploader.engine.worker.loop import Job, Worker
+from mploader.engine.supervisor.worker_handle import WorkerStart
+from mploader.engine.worker.loop import WorkerLoop
+from mploader.engine.worker.samples import SampleMaker
 from mploader.errors import LoaderError, ResourceError, StallError, WorkerError
 from mploader.sampling.plan import Plan
 from mploader.testing import ThreadWorker, WorkerEndedError, workers_in_threads
@@ -36,8 +41,8 @@ pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 LAYOUT = make_layout(ArraySpec((), np.dtype(np.int64)), (8,), None, False, BATCH)
 
-Fault = Callable[["Faulty", socket.socket, messages.Fill], None]
-"""What a worker does when it gets a lease, before it does the work."""
+Fault = Callable[["Faulty", socket.socket, messages.Make], None]
+"""What a worker does when it gets an assignment, before it does the work."""
 
 
 class Faulty(ThreadWorker):
@@ -49,18 +54,19 @@ class Faulty(ThreadWorker):
     protocol: ClassVar[int] = messages.PROTOCOL
     """What its hello says; 0: it says none."""
 
-    def serve(self, channel: socket.socket, memory_fd: int, area: WorkerArea, job_fd: int) -> None:
-        worker = Worker(channel, memory_fd, area, serialization.unpack(job_fd), job_fd)
+    def serve(self, channel: socket.socket, memory_fd: int, status: WorkerStatus, job_fd: int) -> None:
+        maker = SampleMaker(serialization.unpack(job_fd), status, job_fd)
+        loop = WorkerLoop(channel, memory_fd, status, maker)
         if self.protocol:
-            channel.send(messages.encode(messages.Hello(self.protocol, self.pid)))
+            channel.send(messages.encode(messages.Hello(protocol=self.protocol, pid=self.pid)))
         while data := channel.recv(messages.MAX_BYTES):
             message = messages.decode(data)
-            if isinstance(message, messages.Fill) and message.attempt <= self.attempts:
-                fault = self.faults.get(message.position)
+            if isinstance(message, messages.Make) and message.attempt <= self.attempts:
+                fault = self.faults.get(message.batch_index)
                 if fault is not None:
-                    area.take_up(message.task)
+                    status.begin(message.task)
                     fault(self, channel, message)
-            worker.handle(message, [])
+            loop.handle(message, [])
             self.after(message)
 
     def after(self, message: messages.Message) -> None:
@@ -83,7 +89,10 @@ def make_pool(
 ) -> Pool:  # fmt: skip
     """A pool whose workers are of a kind, with some attributes of their class replaced."""
     changed = type(kind.__name__, (kind,), {"faults": faults or {}, **attributes})
-    job = Job(range(BATCHES * BATCH), None, Plan(BATCHES * BATCH, BATCH, 0, False, False), "raise", is_batched=True)
+    job = SampleJob(
+        source=range(BATCHES * BATCH), transform=None, plan=Plan(BATCHES * BATCH, BATCH, 0, False, False),
+        on_bad_sample=OnBadSample.RAISE, is_batched=True,
+    )  # fmt: skip
     with workers_in_threads(changed):
         pool = Pool(job, workers, stall_timeout_s)
     try:
@@ -97,35 +106,33 @@ def make_pool(
 def read(pool: Pool) -> list[int]:
     """The samples of an epoch; the pool is closed."""
     try:
-        run = pool.open_run(0, BATCHES)
-        return [int(sample) for position in range(BATCHES) for sample in pool.next_batch(run, position).batch]
+        series = pool.open_series(0, BATCHES)
+        return [int(sample) for batch in range(BATCHES) for sample in pool.next_batch(series, batch).batch]
     finally:
         pool.close()
 
 
-
-
 def end(status: int) -> Fault:
-    def fault(worker: Faulty, channel: socket.socket, message: messages.Fill) -> None:
+    def fault(worker: Faulty, channel: socket.socket, message: messages.Make) -> None:
         raise WorkerEndedError(status)
 
     return fault
 
 
 def say(data: bytes) -> Fault:
-    def fault(worker: Faulty, channel: socket.socket, message: messages.Fill) -> None:
+    def fault(worker: Faulty, channel: socket.socket, message: messages.Make) -> None:
         channel.send(data)
 
     return fault
 
 
-def hang(worker: Faulty, channel: socket.socket, message: messages.Fill) -> None:
+def hang(worker: Faulty, channel: socket.socket, message: messages.Make) -> None:
     """Until it is killed."""
     while worker.killed_s is None:
         time.sleep(0.001)
 
 
-def close_channel(worker: Faulty, channel: socket.socket, message: messages.Fill) -> None:
+def close_channel(worker: Faulty, channel: socket.socket, message: messages.Make) -> None:
     channel.shutdown(socket.SHUT_RDWR)
     hang(worker, channel, message)
 
@@ -149,9 +156,9 @@ def test_a_batch_that_was_reported_before_the_end_is_not_made_again() -> None:
     made: list[int] = []
 
     def end_sometimes(worker: Faulty, message: messages.Message) -> None:
-        if isinstance(message, messages.Fill):
-            made.append(message.position)
-            if message.position % 2:
+        if isinstance(message, messages.Make):
+            made.append(message.batch_index)
+            if message.batch_index % 2:
                 raise WorkerEndedError(-signal.SIGKILL)
 
     assert read(make_pool(after=end_sometimes)) == ALL
@@ -163,12 +170,13 @@ def test_a_batch_that_was_reported_before_the_end_is_not_made_again() -> None:
     "data",
     [
         b"nonsense",
-        messages.encode(messages.Hello(messages.PROTOCOL, 1)),
-        messages.encode(messages.Described(0, 1, 100)),
-        messages.encode(messages.Failed(99, 1, 0, 0, 10)),
-        messages.encode(messages.Describe(0)),
+        messages.encode(messages.Hello(protocol=messages.PROTOCOL, pid=1)),
+        messages.encode(messages.Probed(sample_index=0, ok=1, text_bytes=100)),
+        messages.encode(messages.Failed(task=99, attempt=1, slot=0, generation=0, report_bytes=10)),
+        messages.encode(messages.Probe(sample_index=0)),
+        messages.encode(messages.Hello(protocol=-(2**63), pid=1)),
     ],
-    ids=["no message", "a second hello", "a description", "a lease of nobody", "the other direction"],
+    ids=["not a message", "a second hello", "an unasked probe", "an unknown task", "the other direction", "no number"],
 )
 def test_a_worker_that_talks_nonsense_is_replaced(data: bytes, caplog: pytest.LogCaptureFixture) -> None:
     assert read(make_pool({3: say(data)})) == ALL
@@ -194,7 +202,7 @@ def test_workers_that_all_hang_are_an_error_with_their_stacks() -> None:
 def test_a_worker_that_no_signal_ends_costs_its_slots_and_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     let_go = threading.Event()
 
-    def hang_in_the_kernel(worker: Faulty, channel: socket.socket, message: messages.Fill) -> None:
+    def hang_in_the_kernel(worker: Faulty, channel: socket.socket, message: messages.Make) -> None:
         let_go.wait()
         raise WorkerEndedError(-signal.SIGKILL)
 
@@ -206,10 +214,10 @@ def test_a_worker_that_no_signal_ends_costs_its_slots_and_nothing_else(caplog: p
 
 
 def test_what_workers_print_is_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
-    def talk(worker: Faulty, channel: socket.socket, message: messages.Fill) -> None:
+    def talk(worker: Faulty, channel: socket.socket, message: messages.Make) -> None:
         worker.print("hello from a worker\n")
 
-    def die_with_words(worker: Faulty, channel: socket.socket, message: messages.Fill) -> None:
+    def die_with_words(worker: Faulty, channel: socket.socket, message: messages.Make) -> None:
         worker.print("my last words\n")
         raise WorkerEndedError(1)
 
@@ -220,7 +228,7 @@ def test_what_workers_print_is_passed_on(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_workers_that_end_over_and_over_are_an_error_with_their_last_words() -> None:
-    def fail(worker: Faulty, channel: socket.socket, memory_fd: int, area: WorkerArea, job_fd: int) -> None:
+    def fail(worker: Faulty, channel: socket.socket, memory_fd: int, status: WorkerStatus, job_fd: int) -> None:
         worker.print("a library is missing\n")
         raise WorkerEndedError(127)
 
@@ -244,11 +252,11 @@ class Grudging(Faulty):
     """Numbers of starts, from 0."""
     asked: ClassVar[list[int]]
 
-    def __init__(self, *arguments: int) -> None:
+    def __init__(self, start: WorkerStart, arena: Arena, job_fd: int) -> None:
         self.asked.append(len(self.asked))
         if self.asked[-1] in self.refused:
             raise ResourceError("cannot start worker: no process is left")
-        super().__init__(*arguments)
+        super().__init__(start, arena, job_fd)
 
 
 def make_grudging(refused: list[int], faults: dict[int, Fault] | None = None, workers: int = 2) -> Pool:
@@ -260,11 +268,11 @@ def test_no_worker_at_all_is_an_error() -> None:
         read(make_grudging([0]))
 
 
-def test_fewer_workers_than_wanted_do_the_work_and_more_are_tried_for(caplog: pytest.LogCaptureFixture) -> None:
+def test_fewer_workers_than_asked_for_do_the_work_and_the_rest_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     pool = make_grudging([1, 2, 3])
     try:
-        run = pool.open_run(0, BATCHES)
-        found = [int(sample) for position in range(BATCHES) for sample in pool.next_batch(run, position).batch]
+        series = pool.open_series(0, BATCHES)
+        found = [int(sample) for batch in range(BATCHES) for sample in pool.next_batch(series, batch).batch]
         deadline_s = time.monotonic() + 20
         while len(pool.worker_pids) < 2:
             assert time.monotonic() < deadline_s
@@ -287,12 +295,12 @@ def test_a_machine_that_keeps_refusing_is_an_error() -> None:
 # Ending
 
 
-def test_a_bug_in_the_thread_is_an_error_for_those_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_the_thread_is_an_error_for_consumers(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(supervisor.Supervisor, "_lease_work", broken)
-    with pytest.raises(WorkerError, match=r"(?s)supervising thread failed; please report this:.*a bug"):
+    monkeypatch.setattr(supervisor.Supervisor, "_assign_work", broken)
+    with pytest.raises(WorkerError, match=r"(?s)supervisor thread failed; please report this:.*a bug"):
         read(make_pool())
 
 
@@ -326,4 +334,4 @@ def test_nothing_is_left_of_a_worker_that_never_said_hello() -> None:
     pool = make_pool(protocol=0)
     pool.close()
     with pytest.raises(LoaderError, match="closed"):
-        pool.open_run(0, 1)
+        pool.open_series(0, 1)

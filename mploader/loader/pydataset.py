@@ -1,10 +1,8 @@
-"""``from_pydataset``: a ``keras.utils.PyDataset`` whose batches are made in worker processes."""
+"""``from_pydataset``: makes the batches of a ``keras.utils.PyDataset`` in worker processes."""
 
 from __future__ import annotations
 
 from typing import Any
-
-import tensorflow as tf
 
 from mploader.errors import ArgumentError
 from mploader.loader.loader import Loader
@@ -19,7 +17,7 @@ def from_pydataset(
     seed: int = 0,
     memory: int | str | None = None,
     stall_timeout: float = 300.0,
-) -> tf.data.Dataset:
+) -> Any:
     """Makes the batches of a ``keras.utils.PyDataset`` (or ``Sequence``) in worker processes.
 
     ``model.fit(mploader.from_pydataset(ds))`` takes the place of ``model.fit(ds)``; the class stays as it is. Its
@@ -53,7 +51,7 @@ def from_pydataset(
         :class:`mploader.Loader` behind it.
 
     Raises:
-        ArgumentError: this is no such dataset, it is infinite, or it cannot be pickled.
+        ArgumentError: it is not such a dataset, is infinite, or cannot be pickled.
         LoaderError: see :class:`mploader.Loader`.
     """
     length = _length(dataset)
@@ -70,24 +68,25 @@ def from_pydataset(
 
 def _length(dataset: Any) -> int:
     if isinstance(dataset, type):
-        raise ArgumentError(f"from_pydataset takes an object, not the class {dataset.__name__}: pass one of it")
+        raise ArgumentError(f"from_pydataset: expected an object, got the class {dataset.__name__}; pass an instance")
     if not hasattr(dataset, "__getitem__") or not (hasattr(dataset, "num_batches") or hasattr(dataset, "__len__")):
         raise ArgumentError(
-            f"from_pydataset takes a keras.utils.PyDataset, with __getitem__ and __len__, not {type(dataset).__name__}"
+            "from_pydataset: expected a keras.utils.PyDataset, with __getitem__ and __len__, got a "
+            f"{type(dataset).__name__}"
         )
     length = dataset.num_batches if hasattr(dataset, "num_batches") else len(dataset)
     if length is None:
         raise ArgumentError(
-            f"{type(dataset).__name__}.num_batches is None, so it is infinite; an epoch needs an end. "
-            "Return how many batches make an epoch"
+            f"{type(dataset).__name__}.num_batches is None: expected the number of batches of an epoch, as an infinite "
+            "dataset has no epochs"
         )
     if not int(length):
-        raise ArgumentError(f"this {type(dataset).__name__} has no batches")
+        raise ArgumentError(f"{type(dataset).__name__}: expected at least one batch, got none")
     return int(length)
 
 
 def _overrides(dataset: Any, name: str) -> bool:
-    """Whether a method does something: it is there, and is not the empty one of Keras's class."""
+    """Whether a method does something: the class has it, and it is not the empty one of Keras."""
     method = getattr(dataset, name, None)
     module = str(getattr(method, "__module__", ""))
     return method is not None and module.partition(".")[0] not in ("keras", "tf_keras", "tensorflow")
