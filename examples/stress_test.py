@@ -257,7 +257,7 @@ class StressTest:
 
 def _workers(loader: Loader) -> Workers:
     pids, statistics = loader.worker_pids, loader.statistics()
-    return Workers(pids, [worker.batches for worker in statistics.workers], statistics.slots_leased)
+    return Workers(pids, [worker.batches for worker in statistics.workers], statistics.slots_assigned)
 
 
 def _prepare(out: pathlib.Path | None) -> pathlib.Path:

@@ -21,8 +21,8 @@ PACKAGE = pathlib.Path(mploader.__file__).parent
 LAYERS: list[list[str]] = [
     ["errors", "_util"],
     ["sampling", "images", "batching"],
-    ["sources"],
-    ["engine.ipc", "engine.scheduler", "monitoring"],
+    ["sources", "monitoring"],
+    ["engine.ipc", "engine.scheduler"],
     ["engine.worker"],
     ["engine.supervisor"],
     ["loader"],

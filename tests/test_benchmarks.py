@@ -133,7 +133,7 @@ def test_epoch_boundary_skips_what_was_made_before_its_turn() -> None:
 
 def test_statistics_cost() -> None:
     names = ["trainer, a batch is made", "trainer, a batch is delivered", "worker, a batch, each sample timed",
-             "worker, a batch, one in 16 timed", "worker, its processor time is read"]  # fmt: skip
+             "worker, a batch, one in 19 timed", "worker, its processor time is read"]  # fmt: skip
     measured(rows("statistics_cost", "--rounds", 1), *names)
 
 

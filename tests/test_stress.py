@@ -252,7 +252,7 @@ def test_an_error_of_the_loader_is_a_failed_check(monkeypatch: pytest.MonkeyPatc
     assert code == 1
     assert failed["the test ran to its end"] == "WorkerError: no worker can be kept alive"
     assert passed["batches were delivered"] == "3"
-    assert report["statistics"].startswith("3 batches")
+    assert report["statistics"].startswith("delivered: 3 batches")
     assert "WorkerError" in report["stacks"]
 
 

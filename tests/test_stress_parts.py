@@ -156,7 +156,7 @@ def test_a_picture_is_compared_with_its_file_and_not_with_its_checksum_alone(pic
 
 
 def counted(batches: int, samples: int, bad: int) -> Statistics:
-    return Statistics(batches, samples, 0, 0.0, 0, 0, 0, 0, bad, ())
+    return Statistics(batches=batches, samples=samples, bad_samples=bad)
 
 
 def test_statistics_have_to_agree_exactly() -> None:

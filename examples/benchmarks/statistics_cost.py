@@ -1,18 +1,18 @@
-"""What do the loader's statistics cost?
+"""How much time do the loader's statistics take?
 
     python examples/benchmarks/statistics_cost.py
 
 Measures everything that is done for the statistics alone: in a worker for a batch of 64 samples, in the trainer for
-each batch. The unit is CPU time of one thread. The shares below the table use the fastest of 15 rounds, which a busy
-machine disturbs least. They are shares of the time of such a batch: 64 photographs on one core (1,028 images/s with
-two workers), and the hand-off goal of 400 batches/s with two workers whose transform returns a constant array.
+each batch. Processor time of one thread. The shares below the table use the least of 15 rounds, which a busy machine
+disturbs little, and compare it with the time of such a batch: 64 photographs on one core (1,028 images a second with
+two workers), and the hand-off goal of 400 batches a second with two workers whose transform returns an existing array.
 
 Latest, on two cores with other load::
 
-    trainer: 3.1 us when a batch is made, 4.6 us when it is delivered: 0.31 % of one core at 400 batches/s
-    worker, 64 samples: 84.6 us if each is timed, 12.6 us if one in sixteen is; processor time 3.9 us
-    of a batch of photographs (124,500 us): 0.071 %
-    of a batch at the hand-off goal (5,000 us): 0.27 %
+    trainer: 1.9 us when a batch is made, 3.2 us when it is delivered: 0.20 % of one core at 400 batches/s
+    worker, 64 samples: 50 us if each is timed, 9.3 us if one in nineteen is; processor time 2.1 us
+    of a batch of photographs (124,500 us): 0.042 %
+    of a batch at the hand-off goal (5,000 us): 0.20 %
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ import common
 from common import Row
 
 from mploader.engine.ipc import messages
-from mploader.engine.scheduler.scheduler import Scheduler
+from mploader.engine.scheduler.slot_table import SlotTable
+from mploader.engine.scheduler.states import Assignment
+from mploader.engine.supervisor.events import batch_made, slot_counts
 from mploader.engine.worker.stage_timer import STRIDE, StageTimer, sample_bytes
-from mploader.monitoring.statistics import Counters, Handover
+from mploader.monitoring.counters import Counters
+from mploader.monitoring.events import BatchDelivered
 
 SAMPLES = 64
 PHOTOGRAPHS_US = 1e6 * SAMPLES / (1028 / 2)
@@ -35,54 +38,60 @@ REPEATS = 200
 
 
 def cost_us(function: Callable[[], object]) -> float:
-    """Returns the CPU time of one call in microseconds."""
+    """Returns the processor time of one call in microseconds."""
     started_ns = time.thread_time_ns()
     for _ in range(REPEATS):
         function()
     return (time.thread_time_ns() - started_ns) / REPEATS / 1e3
 
 
-def worker_batch(stages: StageTimer, is_quick: bool) -> None:
+def worker_batch(timer: StageTimer, is_quick: bool) -> None:
     """The work of a worker for the statistics of one batch."""
     sample = (bytes(110_000), 3)
-    stages._is_quick = is_quick
-    stages.start_batch(time.monotonic_ns())
+    timer._is_quick = is_quick
+    timer.start_batch(time.monotonic_ns())
     for _ in range(SAMPLES):
-        stages.start_sample()
-        stages.samples_read += 1
-        if stages.is_timed:
+        timer.start_sample()
+        timer.samples_read += 1
+        if timer.is_timed:
             started = time.perf_counter_ns()
             read = time.perf_counter_ns()
-            stages.bytes_read += sample_bytes(sample)
-            stages.read_ns += read - started
-            stages.transform_ns += time.perf_counter_ns() - read
+            timer.bytes_read += sample_bytes(sample)
+            timer.read_ns += read - started
+            timer.transform_ns += time.perf_counter_ns() - read
             before = time.perf_counter_ns()
-            stages.write_ns += time.perf_counter_ns() - before
-    stages.end_batch(time.monotonic_ns())
+            timer.write_ns += time.perf_counter_ns() - before
+    timer.end_batch(time.monotonic_ns())
 
 
 def work() -> dict[str, Callable[[], object]]:
     """The functions to measure, by name."""
-    counters, schedule, stages = Counters(2), Scheduler(10, 4), StageTimer()
-    message = messages.Filled(*([1] * len(messages.Filled.__dataclass_fields__)))
+    counters, slots, timer = Counters(2), SlotTable(10, 4), StageTimer()
+    message = messages.Made(**dict.fromkeys(messages.Made.__dataclass_fields__, 1))
+    assignment = Assignment(worker=1, task=1, attempt=1, slot=1, generation=1, series=1, epoch=1, batch_index=1)
 
     def deliver() -> None:
         times = time.monotonic_ns(), time.monotonic_ns(), time.monotonic_ns()
         counters.asked(times[0], times[0])
-        counters.delivered(Handover(0, 5, SAMPLES, 9_000_000, 0, False, times[0], *times), schedule.counts())
+        counters.delivered(
+            BatchDelivered(
+                series=0, batch_index=5, samples=SAMPLES, size=9_000_000, bad=0, copied=False, previous_ns=times[0],
+                asked_ns=times[0], taken_ns=times[1], got_ns=times[2], slots=slot_counts(slots),
+            )
+        )  # fmt: skip
         counters.stop_waiting()
 
     return {
-        "trainer, a batch is made": lambda: counters.filled(0, message, time.monotonic_ns(), schedule.counts()),
+        "trainer, a batch is made": lambda: counters.made(batch_made(0, assignment, message, slots)),
         "trainer, a batch is delivered": deliver,
-        "worker, a batch, each sample timed": lambda: worker_batch(stages, False),
-        f"worker, a batch, one in {STRIDE} timed": lambda: worker_batch(stages, True),
-        "worker, its processor time is read": stages._clock.read,
+        "worker, a batch, each sample timed": lambda: worker_batch(timer, False),
+        f"worker, a batch, one in {STRIDE} timed": lambda: worker_batch(timer, True),
+        "worker, its processor time is read": timer._clock.read,
     }
 
 
 def main() -> None:
-    """Runs the benchmark."""
+    """Entry point."""
     args = common.parser(__doc__, rounds=15).parse_args()
     functions = work()
     rows = {name: Row(name) for name in functions}

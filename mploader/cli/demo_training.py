@@ -161,7 +161,7 @@ class _Meter:
 
     def look(self) -> None:
         """Notes how many slots are borrowed now."""
-        self._most_borrowed = max(self._most_borrowed, self._loader.statistics().slots_lent)
+        self._most_borrowed = max(self._most_borrowed, self._loader.statistics().slots_borrowed)
 
     def use(self) -> LoaderUse:
         """Returns what the epoch took so far."""

@@ -1,37 +1,33 @@
 """A timeline of a loader, for Perfetto (https://ui.perfetto.dev) and chrome://tracing.
 
-Tracks: one for each worker (its batches, and within each what reading, the transform and writing took together), the
-slots as a stacked counter, and one for each consumer at work at the same time (waiting for a batch, and the time until
-it asks for the next: the training step).
+Tracks: one for each worker (its batches, and within each the time in reading, the transform and writing), the slots as
+a stacked counter, and one for each consumer at work at the same time (waiting for a batch, and the time until it asks
+for the next: the training step).
 
-A worker reports one sum a batch and stage; telling of each sample would cost more than it is worth. The slices of a
-batch therefore lie end to end: their lengths are measured, their order within the batch is not.
+A worker reports one sum for each stage of a batch, because a report on each sample would cost too much. The slices of
+a batch therefore lie end to end: their lengths are measured, their order within the batch is not.
 
-Times are microseconds since 1970 (UTC), the clock of TensorFlow's profiler. Its files count from the start of the
-profile; :func:`mploader.tfdata.merge_profile` puts both into one file.
+Times are microseconds since 1970 (UTC), on the clock of TensorFlow's profiler. The profiler's files count from the
+start of the profile; :func:`mploader.tfdata.merge_profile` puts both into one file.
 
-The file is in the JSON array form, which readers accept without its end. A thread of the trace's own writes whole lines
-every quarter of a second, so a trainer that is killed leaves a readable file. Storage that hangs or is full ends the
-trace and holds up nobody: what waits to be written is bounded, and closing waits for it a few seconds at most.
+Storage that hangs or is full ends the trace and does not hold up training: the number of events that wait to be written
+is bounded, and closing waits a few seconds at most.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import threading
 import time
 import weakref
 from collections.abc import Iterator
-from queue import Empty, SimpleQueue
-from typing import Any
 
 from mploader._util.checks import path_text, whole_number
 from mploader.errors import ArgumentError
-from mploader.monitoring.consumer_time import SlotCounts
-from mploader.monitoring.statistics import Handover
+from mploader.monitoring.events import BatchDelivered, BatchMade, SlotCounts, WorkerRestarted
+from mploader.monitoring.trace_file import Event, TraceFile
 
 log = logging.getLogger("mploader")
 
@@ -39,31 +35,27 @@ MAX_EVENTS = 1_000_000
 """Events after which a trace stops by itself: about 130 MB, which Perfetto still opens."""
 MAX_PENDING = 50_000
 """Events that may wait to be written, about 40 MB; several seconds of a loader at its fastest."""
-WRITE_S = 0.25
-"""How often events are written."""
 STOP_S = 5.0
-"""How long :meth:`Trace.stop` waits for storage at most."""
+"""How long :meth:`Trace.stop` waits for storage at most, in seconds."""
 
 SHOWN_NS = 100_000
-"""Shorter stretches of idleness are not shown: a message on its way."""
+"""Idle times that are shorter are not shown: a message is on its way."""
 
 _WORKER_TRACK = 1
 _SPAN_TRACK = 1_000_000
 _STREAM_TRACK = 2_000_000
-
-Event = dict[str, Any]
 
 
 class Trace:
     """Writes the timeline of one loader to a file, until it is stopped or full.
 
     Args:
-        path: the file; replaced if it exists.
+        path: the file; it is replaced if it exists.
         num_workers: how many worker tracks to name.
         max_events: events after which the trace stops and says so in its last event.
 
     Raises:
-        ArgumentError: the file cannot be written, or this is no name of one.
+        ArgumentError: the file cannot be written, or ``path`` is not a name.
     """
 
     def __init__(self, path: str | os.PathLike[str], num_workers: int, max_events: int = MAX_EVENTS) -> None:
@@ -73,17 +65,17 @@ class Trace:
             fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise ArgumentError(f"cannot write the trace to {self.path!r}: {error.strerror}") from error
-        # Two clocks are read once, so that all events have the steady one's distances.
+        # Both clocks are read once, so that the distances between events are those of the monotonic one.
         self._epoch_ns = time.time_ns() - time.monotonic_ns()
         self._left = max_events
         self._max_events = max_events
         self._pid = os.getpid()
-        self._writer = _Writer(fd, self.path)
+        self._writer = TraceFile(fd, self.path)
         self._lock = threading.RLock()  # a signal handler or a finalizer may come back while it is held
         self._ended: dict[int, int] = {}
         """When the last slice of each track ended, on the monotonic clock."""
         self._lanes: list[int] = []
-        """The run that each stream track showed last."""
+        """The series that each stream track showed last."""
         self._stop_by_s = 0.0
         """Until when :meth:`stop` waits, on the monotonic clock; 0 before the first call."""
         self._name_tracks(num_workers)
@@ -92,13 +84,13 @@ class Trace:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is recorded any more: it is stopped or full, or storage does not take it."""
+        """Whether recording has ended: the trace is stopped or full, or its storage refuses more."""
         return self._writer.is_over
 
     def stop(self) -> None:
-        """Writes what is left and closes the file. May be called again.
+        """Writes the remaining events and closes the file. May be called again.
 
-        Storage that does not answer for five seconds is left alone, with a warning; the file may lack its end then.
+        If storage does not answer for five seconds, this warns and returns; the file may lack its end then.
         """
         with self._lock:
             is_first = not self._stop_by_s
@@ -119,7 +111,7 @@ class Trace:
 
     @contextlib.contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Shows the time within a ``with`` block on the track "training", such as a training step.
+        """Shows the time of a ``with`` block on the track "training", for example a training step.
 
         Spans of one trace must not overlap, except that one lies within another.
         """
@@ -130,80 +122,77 @@ class Trace:
             self.add_span(name, started_ns, time.monotonic_ns())
 
     def add_span(self, name: str, started_ns: int, ended_ns: int) -> None:
-        """Shows a stretch of time on the track "training"; times of ``time.monotonic_ns()``."""
+        """Shows a span on the track "training"; both times are those of ``time.monotonic_ns()``."""
         if self.is_over:
             return
         self._put([self._slice(_SPAN_TRACK, name, started_ns, ended_ns)])
 
-    # What the counters tell; see mploader.statistics.Listener
+    # Called by the counters; see mploader.monitoring.counters.Listener
 
-    def filled(self, worker: int, assignment: Any, message: Any, now_ns: int, slots: SlotCounts) -> None:
+    def made(self, event: BatchMade) -> None:
         """A worker has made a batch."""
         if self.is_over:
             return
-        track = _WORKER_TRACK + worker
-        start, end = message.started_ns, message.started_ns + message.busy_ns
-        events = []
+        track = _WORKER_TRACK + event.worker
+        start, end = event.started_ns, event.started_ns + event.busy_ns
+        shown = []
         with self._lock:
             idle_since = self._ended.get(track, end)
             self._ended[track] = max(end, idle_since)
         if start - idle_since > SHOWN_NS:
-            events.append(self._slice(track, "idle", idle_since, start))
-        if assignment.input is None:
-            name = f"batch {assignment.epoch}:{assignment.batch_index}"
+            shown.append(self._slice(track, "idle", idle_since, start))
+        if event.input is None:
+            name = f"batch {event.epoch}:{event.batch_index}"
         else:
-            name = f"block of task {message.task}"
-        facts = {"samples": message.samples, "bytes": message.batch_bytes, "attempt": message.attempt,
-                 "slot": message.slot, "cpu ms": message.cpu_ns / 1e6}  # fmt: skip
-        events.append(self._slice(track, name, start, end, facts))
+            name = f"input {event.input}, batch {event.batch_index}"
+        facts = {"samples": event.samples, "bytes": event.batch_bytes, "attempt": event.attempt,
+                 "slot": event.slot, "cpu ms": event.cpu_ns / 1e6}  # fmt: skip
+        shown.append(self._slice(track, name, start, end, facts))
         at = start
-        for stage, length in (("read", message.read_ns), ("transform", message.transform_ns),
-                              ("write", message.write_ns)):  # fmt: skip
+        for stage, length in (("read", event.read_ns), ("transform", event.transform_ns), ("write", event.write_ns)):
             length = min(length, end - at)
             if length > 0:
-                events.append(self._slice(track, stage, at, at + length))
+                shown.append(self._slice(track, stage, at, at + length))
             at += length
-        self._put([*events, self._counter(now_ns, slots)])
+        self._put([*shown, self._counter(event.at_ns, event.slots)])
 
-    def restarted(self, worker: int, now_ns: int) -> None:
+    def restarted(self, event: WorkerRestarted) -> None:
         """A worker is replaced."""
         if self.is_over:
             return
-        track = _WORKER_TRACK + worker
+        track = _WORKER_TRACK + event.worker
         with self._lock:
-            self._ended[track] = now_ns
-        self._put([{**self._event("i", track, "worker replaced", now_ns), "s": "t"}])
+            self._ended[track] = event.at_ns
+        self._put([{**self._event("i", track, "worker replaced", event.at_ns), "s": "t"}])
 
-    def delivered(self, handover: Handover, slots: SlotCounts) -> None:
+    def delivered(self, event: BatchDelivered) -> None:
         """A consumer has got a batch."""
         if self.is_over:
             return
-        track = self._lane(handover)
-        events = []
-        if handover.left_ns:
-            events.append(self._slice(track, "training step", handover.left_ns, handover.asked_ns))
-        name = f"wait for batch {handover.position}"
-        facts = {"run": handover.run, "samples": handover.samples, "copied": handover.copied, "bad": handover.bad}
-        events.append(self._slice(track, name, handover.asked_ns, handover.got_ns, facts))
-        self._put([*events, self._counter(handover.got_ns, slots)])
+        track = self._lane(event)
+        shown = []
+        if event.previous_ns is not None:
+            shown.append(self._slice(track, "training step", event.previous_ns, event.asked_ns))
+        name = f"wait for batch {event.batch_index}"
+        facts = {"series": event.series, "samples": event.samples, "copied": event.copied, "bad": event.bad}
+        shown.append(self._slice(track, name, event.asked_ns, event.got_ns, facts))
+        self._put([*shown, self._counter(event.got_ns, event.slots)])
 
     # Inside
 
-    def _lane(self, handover: Handover) -> int:
-        """The track of a run: one on which nothing overlaps, the same as before where possible."""
-        start = handover.left_ns or handover.asked_ns
+    def _lane(self, event: BatchDelivered) -> int:
+        """The track of a series: one on which nothing overlaps, the same as before where possible."""
+        start = event.asked_ns if event.previous_ns is None else event.previous_ns
         with self._lock:
-            fitting = [
-                lane for lane in range(len(self._lanes)) if self._ended[_STREAM_TRACK + lane] <= start
-            ]  # fmt: skip
-            fitting.sort(key=lambda lane: self._lanes[lane] != handover.run)
+            fitting = [lane for lane in range(len(self._lanes)) if self._ended[_STREAM_TRACK + lane] <= start]
+            fitting.sort(key=lambda lane: self._lanes[lane] != event.series)
             lane = fitting[0] if fitting else len(self._lanes)
             track = _STREAM_TRACK + lane
             is_new = lane == len(self._lanes)
             if is_new:
-                self._lanes.append(handover.run)
-            self._lanes[lane] = handover.run
-            self._ended[track] = handover.got_ns
+                self._lanes.append(event.series)
+            self._lanes[lane] = event.series
+            self._ended[track] = event.got_ns
         if is_new:
             self._put([self._name(track, f"stream {lane}")])
         return track
@@ -221,14 +210,14 @@ class Trace:
         return {"ph": kind, "pid": self._pid, "tid": track, "name": name, "ts": (self._epoch_ns + at_ns) // 1000}
 
     def _slice(self, track: int, name: str, start: int, end: int, facts: Event | None = None) -> Event:
-        # Start and end are cut to whole microseconds alike. Readers that keep times since 1970 in a double would round
-        # a fraction, and Perfetto drops a slice that then reaches beyond the one around it.
+        # Start and end are both rounded down to whole microseconds. A reader that keeps times since 1970 in a double
+        # would round a fraction, and Perfetto drops a slice that then exceeds the one around it.
         event = self._event("X", track, name, start)
         event["dur"] = max(0, (self._epoch_ns + end) // 1000 - event["ts"])
         return event if facts is None else {**event, "args": facts}
 
     def _counter(self, at_ns: int, slots: SlotCounts) -> Event:
-        return {**self._event("C", 0, "slots", at_ns), "args": {state.name.lower(): n for state, n in slots.items()}}
+        return {**self._event("C", 0, "slots", at_ns), "args": slots._asdict()}
 
     def _put(self, events: list[Event]) -> None:
         with self._lock:
@@ -237,120 +226,11 @@ class Trace:
             self._left -= len(events)
             self._writer.put(events)
             if self._left <= 0:
-                self._end_early(f"it is full after {self._max_events:,} events; pass more max_events= to see further")
+                self._end_early(f"it is full after {self._max_events:,} events; raise max_events= to record more")
             elif self._writer.pending > MAX_PENDING:
                 self._end_early(f"its storage is so slow that {MAX_PENDING:,} events wait for it")
 
-    def _end_early(self, why: str) -> None:
-        name = f"the trace stops here: {why}"
+    def _end_early(self, reason: str) -> None:
+        name = f"the trace stops here: {reason}"
         self._writer.put([{**self._event("i", 0, name, time.monotonic_ns()), "s": "g"}])
-        self._writer.end(why)
-
-
-class _Writer:
-    """A file and the thread that writes it. It does not refer to the trace, so that a trace that nobody holds ends.
-
-    Args:
-        fd: the open file; closed by the thread.
-        path: its name, for messages.
-
-    Attributes:
-        is_over: whether nothing is taken any more.
-        thread: ends once everything is written, or storage refuses it.
-    """
-
-    def __init__(self, fd: int, path: str) -> None:
-        self.is_over = False
-        self._fd = fd
-        self._path = path
-        self._why = ""
-        self._queue: SimpleQueue[Event | None] = SimpleQueue()
-        self.thread = threading.Thread(target=self._run, name="mploader trace", daemon=True)
-        self.thread.start()
-
-    @property
-    def pending(self) -> int:
-        """How many events wait to be written."""
-        return self._queue.qsize()
-
-    def put(self, events: list[Event]) -> None:
-        """Lets events be written."""
-        for event in events:
-            self._queue.put(event)
-
-    def end(self, why: str = "") -> None:
-        """Nothing comes any more; ``why``, if it is worth a warning. Takes no lock: finalizers call this."""
-        self._why = self._why or why
-        self.is_over = True
-        self._queue.put(None)
-
-    def _run(self) -> None:
-        try:
-            self._write_events()
-            if self._why:  # told here, because events are counted under locks that everybody waits for
-                log.warning("the trace %s stops here: %s", self._path, self._why)
-        except OSError as error:
-            log.warning("the trace %s ends here: %s", self._path, error.strerror)
-        finally:
-            self.is_over = True
-            with contextlib.suppress(Empty):
-                while True:
-                    self._queue.get_nowait()
-            os.close(self._fd)
-
-    def _write_events(self) -> None:
-        is_open, before = True, "[\n"
-        while is_open:
-            text: list[str] = []
-            # Sleeps until something comes, then gathers what else there is.
-            event = self._queue.get()
-            with contextlib.suppress(Empty):
-                while event is not None:
-                    text += before, json.dumps(event, separators=(",", ":"))
-                    before = ",\n"
-                    event = self._queue.get_nowait()
-                is_open = False
-                text.append("\n]\n")
-            _write_all(self._fd, "".join(text).encode())
-            if is_open:
-                time.sleep(WRITE_S)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    """Writes lines. If there is no room for all of them, the file ends with the last that is whole."""
-    written = 0
-    try:
-        while written < len(data):
-            written += os.write(fd, data[written:])
-    except OSError:
-        with contextlib.suppress(OSError):  # a pipe, say, cannot be cut
-            end = os.lseek(fd, 0, os.SEEK_CUR) - written + max(0, data.rfind(b",\n", 0, written))
-            os.ftruncate(fd, end)
-            os.lseek(fd, end, os.SEEK_SET)
-            os.write(fd, b"\n]\n" if end else b"[]\n")
-        raise
-
-
-def read_events(path: str | os.PathLike[str]) -> list[Event]:
-    """Reads a timeline, also one that was cut off by the end of the trainer; what came before any event is none.
-
-    Raises:
-        ArgumentError: the file cannot be read, or is no timeline.
-    """
-    try:
-        with open(path) as file:
-            text = file.read().rstrip()
-        try:
-            return _parse(text)
-        except ValueError:
-            # Cut within an event. Each has a line of its own, so the last line is what is incomplete.
-            return _parse(text[: max(0, text.rfind("\n"))] if text.startswith("[") else text)
-    except (OSError, ValueError) as error:
-        raise ArgumentError(f"cannot read the timeline {os.fspath(path)!r}: {error}") from error
-
-
-def _parse(text: str) -> list[Event]:
-    """Reads an array of events that may lack its end, or all but its end."""
-    if not text:
-        return []
-    return list(json.loads(text if text.endswith("]") else text.rstrip(",\n") + "]"))
+        self._writer.end(reason)

@@ -10,21 +10,18 @@ from mploader.tfdata.distribution import HostShard, distribute
 from mploader.tfdata.generator import from_generator
 from mploader.tfdata.pool_iteration import tensor_spec
 from mploader.tfdata.position import Position
+from mploader.tfdata.profile_merge import merge_profile
 
 if TYPE_CHECKING:
     from mploader.tfdata.resume import ResumeCallback
-    from mploader.tfdata.statistics_callback import StatisticsCallback, merge_profile
+    from mploader.tfdata.statistics_callback import StatisticsCallback
 
 __all__ = [
     "HostShard", "Position", "ResumeCallback", "StatisticsCallback", "as_dataset", "distribute", "from_generator",
     "merge_profile", "tensor_spec",
 ]  # fmt: skip
 
-_NEEDS_KERAS = {
-    "ResumeCallback": "resume",
-    "StatisticsCallback": "statistics_callback",
-    "merge_profile": "statistics_callback",
-}
+_NEEDS_KERAS = {"ResumeCallback": "resume", "StatisticsCallback": "statistics_callback"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,12 +1,10 @@
-"""What the loader does, beside what Keras and TensorFlow show: scalars, a line an epoch, one timeline for both."""
+"""A Keras callback that reports what the loader does: scalars, a line for each epoch, and steps in its timeline."""
 
 from __future__ import annotations
 
-import glob
-import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -14,11 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from mploader._util import resources
-from mploader.errors import ArgumentError
 from mploader.loader.core import CoreOwner, core_of
 from mploader.monitoring.bottleneck import explain
 from mploader.monitoring.statistics import Statistics
-from mploader.monitoring.trace import read_events
 
 SCALARS: Mapping[str, Callable[[Statistics], float]] = {
     "loader/samples_per_s": lambda epoch: epoch.samples_per_s,
@@ -32,7 +28,7 @@ SCALARS: Mapping[str, Callable[[Statistics], float]] = {
     "loader/bad_samples": lambda epoch: epoch.bad_samples,
     "loader/restarts": lambda epoch: epoch.restarts,
 }
-"""What is written for each epoch; the names are those of :class:`mploader.Statistics`."""
+"""The scalars of each epoch; the names are those of :class:`mploader.Statistics`."""
 
 
 # What tf.summary.scalar writes; that function itself needs TensorBoard to be installed where training runs.
@@ -40,12 +36,12 @@ _SCALAR = tf.compat.v1.SummaryMetadata(plugin_data={"plugin_name": "scalars"})
 
 
 class StatisticsCallback(keras.callbacks.Callback):  # type: ignore[misc]
-    """Reports on a loader during ``model.fit``: a line an epoch, scalars for TensorBoard, training steps in its timeline.
+    """Reports on a loader during ``model.fit``: a line and scalars for each epoch, and training steps in its timeline.
 
     Args:
         loader: the loader that training reads.
-        log_dir: where TensorBoard looks; scalars are written to its sub-folder ``loader``, one point an epoch. None:
-            none are written.
+        log_dir: the folder of TensorBoard; scalars are written to its sub-folder ``loader``, one point for each epoch.
+            None: no scalars.
         print_line: called with the line of each epoch. None: no lines.
     """
 
@@ -64,12 +60,12 @@ class StatisticsCallback(keras.callbacks.Callback):  # type: ignore[misc]
         self._step_ns = 0
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Opens a file of scalars: one for each ``fit``."""
+        """Opens a file of scalars; each ``fit`` has one."""
         if self._folder is not None:
             self._writer = tf.summary.create_file_writer(self._folder)
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        """Remembers what was before the epoch."""
+        """Takes a snapshot, so that the epoch has its own numbers."""
         self._before = self._pool.statistics()
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -101,77 +97,14 @@ class StatisticsCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 def describe(statistics: Statistics) -> str:
-    """Some statistics in one line."""
+    """Returns some of the statistics in one line."""
     diagnosis = explain(statistics, resources.usable_cpus())
     line = (
         f"{statistics.samples_per_s:,.0f} samples/s, training waited {diagnosis.waiting:.0%} of its time for data, "
-        f"workers busy {diagnosis.busy:.0%}; limit: {diagnosis.bottleneck.value}"
+        f"workers busy {diagnosis.busy:.0%}; bottleneck: {diagnosis.bottleneck.value}"
     )
     extras = [
         f"{count:,} {name}" for name, count in (("bad samples", statistics.bad_samples),
                                                 ("workers replaced", statistics.restarts)) if count
     ]  # fmt: skip
     return "; ".join([line, *extras])
-
-
-def merge_profile(
-    trace: str | os.PathLike[str], log_dir: str | os.PathLike[str], output: str | os.PathLike[str]
-) -> None:
-    """Writes a loader's timeline and TensorFlow's profile of the same run into one file for https://ui.perfetto.dev.
-
-    TensorFlow counts the times of a profile from its start, and keeps that start, in nanoseconds since 1970, beside
-    the events (in the plane "Task Environment" of the ``.xplane.pb`` file, as ``profile_start_time``). The loader's
-    timeline has times since 1970 of the same clock. So the start is all that it takes.
-
-    Args:
-        trace: what :meth:`mploader.Loader.trace` has written; it may be incomplete.
-        log_dir: the folder given to ``tf.profiler.experimental.start`` or the TensorBoard callback; the newest profile
-            in it is taken.
-        output: where to write.
-
-    Raises:
-        ArgumentError: there is no profile, or a file cannot be read or written.
-    """
-    pattern = os.path.join(glob.escape(os.fspath(log_dir)), "**", "*.xplane.pb")
-    profiles = sorted(glob.glob(pattern, recursive=True), key=os.path.getmtime)
-    if not profiles:
-        raise ArgumentError(f"no profile (*.xplane.pb) is below {os.fspath(log_dir)!r}")
-    events = [*read_events(trace), *_profile_events(profiles[-1])]
-    try:
-        with open(output, "w") as file:
-            json.dump(events, file, separators=(",", ":"))
-    except OSError as error:
-        raise ArgumentError(f"cannot write to {os.fspath(output)!r}: {error.strerror}") from error
-
-
-def _profile_events(path: str) -> Iterator[dict[str, Any]]:
-    from tensorflow.tsl.profiler.protobuf import xplane_pb2  # slow to import, and seldom wanted
-
-    space = xplane_pb2.XSpace()
-    with open(path, "rb") as file:
-        space.ParseFromString(file.read())
-    start_ns = _profile_start(space)
-    for number, plane in enumerate(space.planes, 1):
-        if not plane.lines:
-            continue
-        process = -number  # no process has such a number, so that the trainer's own tracks stay apart
-        about = {"name": f"TensorFlow {plane.name}"}
-        yield {"ph": "M", "pid": process, "tid": 0, "name": "process_name", "args": about}
-        for track, line in enumerate(plane.lines):
-            name = line.display_name or line.name
-            yield {"ph": "M", "pid": process, "tid": track, "name": "thread_name", "args": {"name": name}}
-            for event in line.events:
-                begin_ns = start_ns + line.timestamp_ns + event.offset_ps // 1000
-                end_ns = start_ns + line.timestamp_ns + (event.offset_ps + event.duration_ps) // 1000
-                yield {
-                    "ph": "X", "pid": process, "tid": track, "name": plane.event_metadata[event.metadata_id].name,
-                    "ts": begin_ns // 1000, "dur": end_ns // 1000 - begin_ns // 1000,
-                }  # fmt: skip
-
-
-def _profile_start(space: Any) -> int:
-    for plane in space.planes:
-        for stat in plane.stats:
-            if plane.stat_metadata[stat.metadata_id].name == "profile_start_time":
-                return int(stat.uint64_value)
-    raise ArgumentError("the profile does not say when it started (no profile_start_time); it is of another version")

@@ -19,7 +19,7 @@ def test_the_totals_grow_with_what_is_calculated() -> None:
     assert last.queued_ns >= first.queued_ns >= 0
 
 
-def test_a_kernel_that_does_not_tell_of_queues(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_does_not_report_queues(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> int:
         raise FileNotFoundError
 

@@ -43,7 +43,7 @@ def test_a_batch_that_a_fork_holds_does_not_change_when_the_trainer_goes_on() ->
             os.waitpid(child, 0)
             os.close(answer)
         now = loader.statistics()
-        assert 0 < now.slots_lent < now.slots, "slots that a fork may read are lost, and never all of them"
+        assert 0 < now.slots_borrowed < now.slots, "slots that a fork may read are lost, and never all of them"
     os.close(go)
     os.close(start)
 

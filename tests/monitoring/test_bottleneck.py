@@ -1,4 +1,4 @@
-"""The diagnosis, in situations that are built: each limit is made the limit, and must be found."""
+"""The diagnosis of real loaders: a test makes each part the bottleneck in turn, and the diagnosis has to find it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mploader.monitoring.bottleneck import explain
 
 
 class Numbers:
-    """A source that takes its time, without using a processor."""
+    """A source that waits, without using a processor."""
 
     def __init__(self, pause_s: float = 0.0) -> None:
         self.pause_s = pause_s
@@ -59,7 +59,7 @@ def large_picture(sample: int) -> np.ndarray:
 
 
 def undisturbed(statistics: Statistics) -> Statistics:
-    """The same on a machine that nobody else uses: a test machine is busy with other tests."""
+    """The same on an idle machine: a test machine is busy with other tests."""
     workers = tuple(
         dataclasses.replace(worker, cpu_s=worker.cpu_s + worker.queued_s, queued_s=0.0) for worker in statistics.workers
     )
@@ -82,16 +82,16 @@ def endless(loader: Loader) -> Iterator[np.ndarray]:
         yield from loader
 
 
-def test_training_is_the_limit_when_the_consumer_hardly_waits() -> None:
+def test_training_is_the_bottleneck_when_the_consumer_hardly_waits() -> None:
     with Loader(Numbers(), picture, batch_size=4, num_workers=2) as loader:
         diagnosis = take(loader, 20, between=lambda number: time.sleep(0.03))
     assert diagnosis.bottleneck is Bottleneck.TRAINING, diagnosis
     assert diagnosis.waiting < 0.05
-    assert "num_workers=1 would do" in diagnosis.change
+    assert "num_workers=1 is enough" in diagnosis.change
     assert diagnosis.expected > diagnosis.samples_per_s
 
 
-def test_decoding_is_the_limit_when_all_processors_are_busy_with_the_transform() -> None:
+def test_decoding_is_the_bottleneck_when_all_processors_are_busy_with_the_transform() -> None:
     with Loader(Numbers(), calculated_picture, batch_size=4, num_workers=2) as loader:
         diagnosis = take(loader, 40)
     assert diagnosis.bottleneck is Bottleneck.DECODING, diagnosis
@@ -107,7 +107,7 @@ def test_one_worker_for_two_processors_is_too_few() -> None:
     assert diagnosis.expected == pytest.approx(2 * diagnosis.samples_per_s, rel=0.2)
 
 
-def test_reading_is_the_limit_when_workers_wait_in_the_source() -> None:
+def test_reading_is_the_bottleneck_when_workers_wait_in_the_source() -> None:
     with Loader(Numbers(pause_s=0.003), picture, batch_size=4, num_workers=2) as loader:
         diagnosis = take(loader, 40)
     assert diagnosis.bottleneck is Bottleneck.READING, diagnosis
@@ -128,7 +128,7 @@ def test_a_list_of_batches_is_found_as_slots_held_downstream() -> None:
     assert "keep fewer batches" in diagnosis.change
 
 
-def test_two_slots_for_four_workers_are_too_little_memory() -> None:
+def test_two_slots_for_four_workers_mean_too_little_memory() -> None:
     with Loader(Numbers(), slow_picture, batch_size=4, num_workers=4) as loader:
         slot_bytes = loader.statistics().slot_bytes
     with Loader(Numbers(), slow_picture, batch_size=4, num_workers=4, memory=2 * slot_bytes) as loader:
@@ -139,7 +139,7 @@ def test_two_slots_for_four_workers_are_too_little_memory() -> None:
     assert diagnosis.full > 0
 
 
-def test_workers_that_are_killed_again_and_again_are_the_limit() -> None:
+def test_workers_that_are_killed_again_and_again_are_the_bottleneck() -> None:
     with Loader(Numbers(), slow_picture, batch_size=4, num_workers=2) as loader:
 
         def kill(number: int) -> None:
@@ -153,7 +153,7 @@ def test_workers_that_are_killed_again_and_again_are_the_limit() -> None:
     assert "see the log" in diagnosis.change
 
 
-def test_processors_that_others_use_are_named() -> None:
+def test_other_programs_that_use_the_processors_are_reported() -> None:
     with Loader(Numbers(), calculated_picture, batch_size=4, num_workers=2) as loader:
         sum(1 for _ in loader)
         statistics = loader.statistics()
@@ -169,7 +169,7 @@ def test_processors_that_others_use_are_named() -> None:
     assert "queue for a processor 50%" in diagnosis.reason
 
 
-def test_idle_workers_and_free_slots_leave_the_hand_over() -> None:
+def test_idle_workers_and_free_slots_mean_handing_over() -> None:
     with Loader(Numbers(), picture, batch_size=1, num_workers=2) as loader:
         sum(1 for _ in loader)
         statistics = loader.statistics()
@@ -180,7 +180,7 @@ def test_idle_workers_and_free_slots_leave_the_hand_over() -> None:
     assert "batch_size" in diagnosis.change
 
 
-def test_nothing_is_said_before_there_is_something_to_say() -> None:
+def test_there_is_no_diagnosis_before_two_batches() -> None:
     with Loader(Numbers(), picture, batch_size=1, num_workers=1) as loader:
         diagnosis = loader.explain()
         assert diagnosis.bottleneck is Bottleneck.NOTHING_MEASURED, diagnosis
@@ -192,7 +192,7 @@ def test_nothing_is_said_before_there_is_something_to_say() -> None:
             assert diagnosis.reason.startswith(f"{delivered}, the first of all left out")
 
 
-def test_the_first_batch_is_not_left_out_where_it_was_counted() -> None:
+def test_the_first_batch_is_not_left_out_if_it_was_counted() -> None:
     with Loader(Numbers(), picture, batch_size=1, num_workers=1) as loader:
         next(iter(loader))
         diagnosis = explain(loader.statistics(), cpus=2)
@@ -200,35 +200,35 @@ def test_the_first_batch_is_not_left_out_where_it_was_counted() -> None:
     assert diagnosis.reason.startswith("1 batch was delivered;")
 
 
-def test_a_long_step_that_is_not_over_is_no_time_to_judge_by() -> None:
+def test_there_is_no_diagnosis_in_a_long_step_that_has_not_ended() -> None:
     first = dataclasses.replace(measured(), batches=2, seconds=3.0, waited_s=0.008, started_s=0.0, computing_s=0.0002)
     diagnosis = explain(first, cpus=2)
     assert diagnosis.bottleneck is Bottleneck.NOTHING_MEASURED, diagnosis
-    assert "a step counts when it is over" in diagnosis.reason
+    assert "a step counts when it has ended" in diagnosis.reason
     diagnosis = explain(dataclasses.replace(first, computing_s=2.9), cpus=2)
     assert diagnosis.bottleneck is Bottleneck.TRAINING, diagnosis
 
 
-def test_a_verdict_reads_well() -> None:
+def test_a_diagnosis_shows_itself() -> None:
     with Loader(Numbers(), slow_picture, batch_size=4, num_workers=1) as loader:
         sum(1 for _ in loader)
         diagnosis = loader.explain()
     lines = str(diagnosis).splitlines()
-    assert [line.split(":")[0] for line in lines] == ["limit", "why", "change", "expect", "numbers"]
+    assert [line.split(":")[0] for line in lines] == ["bottleneck", "why", "change", "expect", "numbers"]
     assert diagnosis.bottleneck.value in lines[0]
     assert diagnosis._repr_html_().count("<tr>") == 4
     with pytest.raises(dataclasses.FrozenInstanceError):
         diagnosis.change = ""  # type: ignore[misc]
 
 
-def test_one_slow_sample_in_many_is_named() -> None:
+def test_one_slow_sample_in_many_is_found() -> None:
     with Loader(Numbers(), sometimes_slow_picture, batch_size=4, num_workers=2) as loader:
         diagnosis = take(loader, 100)
     assert diagnosis.bottleneck is Bottleneck.DECODING, diagnosis
     assert "even out the work" in diagnosis.change
 
 
-def test_a_pause_every_few_batches_is_no_fault_of_the_loader() -> None:
+def test_a_pause_every_few_batches_is_not_the_fault_of_the_loader() -> None:
     with Loader(Numbers(), slow_picture, batch_size=4, num_workers=2) as loader:
         diagnosis = take(loader, 61, between=lambda number: time.sleep(0.6 if number % 20 == 0 else 0.0))
     assert diagnosis.bottleneck is Bottleneck.TRAINING, diagnosis
@@ -254,16 +254,16 @@ def shares(
     )
     return dataclasses.replace(
         statistics, workers=workers, waited_s=statistics.started_s + 10 * waiting, computing_s=10 * (1 - waiting),
-        copied_s=0.0, full_s=10 * full, full_waited_s=10 * stuck, lent_slot_s=20.0, batches=2000,
+        copied_s=0.0, full_s=10 * full, full_waited_s=10 * stuck, borrowed_slot_s=20.0, batches=2000,
     )  # fmt: skip
 
 
-def test_slots_full_of_ready_batches_are_no_fault_of_the_loader() -> None:
+def test_slots_full_of_ready_batches_are_not_the_fault_of_the_loader() -> None:
     many = dataclasses.replace(shares(measured(), busy=0.17, waiting=0.16, full=0.69, stuck=0.11), batches=4000)
     diagnosis = explain(many, cpus=2)
     assert diagnosis.bottleneck is Bottleneck.TRAINING, diagnosis
-    assert "passing on 400 batches/s" in diagnosis.reason
-    assert "before it waits" not in diagnosis.effect  # which it does now and then
+    assert "handing over 400 batches/s" in diagnosis.reason
+    assert "before it waits" not in diagnosis.effect  # it does wait now and then
     diagnosis = explain(shares(measured(), busy=0.2, waiting=0.7, full=0.81, stuck=0.6), cpus=2)
     assert diagnosis.bottleneck is Bottleneck.DECODING, diagnosis
     assert "even out the work" in diagnosis.change
@@ -278,7 +278,7 @@ def test_slots_that_fill_while_the_consumer_computes_mean_uneven_steps() -> None
     assert diagnosis.expected == pytest.approx(diagnosis.samples_per_s / 0.64)  # the rest is training's own
 
 
-def test_uneven_steps_want_the_slots_that_memory_did_not_allow() -> None:
+def test_uneven_steps_need_the_slots_that_memory_did_not_allow() -> None:
     jitter = shares(measured(), busy=0.63, waiting=0.36, full=0.47)
     diagnosis = explain(dataclasses.replace(jitter, batches=200, slots_wanted=40, slot_bytes=2**20), cpus=2)
     assert diagnosis.bottleneck is Bottleneck.TRAINING, diagnosis
@@ -312,13 +312,13 @@ def test_more_workers_than_processors_that_others_use_too() -> None:
     assert diagnosis.expected == pytest.approx(5 * diagnosis.samples_per_s)  # two processors in place of 0.4
 
 
-def test_writing_is_the_limit_when_elements_are_large_and_cheap() -> None:
+def test_writing_is_the_bottleneck_when_elements_are_large_and_cheap() -> None:
     diagnosis = explain(shares(measured(), busy=0.93, waiting=0.9, full=0.0, write_s=0.92, transform_s=0.02), cpus=2)
     assert diagnosis.bottleneck is Bottleneck.WRITING, diagnosis
     assert "smaller" in diagnosis.change
 
 
-def test_one_lost_worker_in_a_long_time_is_not_the_limit() -> None:
+def test_one_lost_worker_in_a_long_time_is_not_the_bottleneck() -> None:
     busy = shares(measured(), busy=0.4, waiting=0.9, full=0.0)
 
     def losing(restarts: int) -> Diagnosis:
@@ -332,29 +332,29 @@ def test_one_lost_worker_in_a_long_time_is_not_the_limit() -> None:
     assert "20 workers were lost" in losing(20).reason
 
 
-def test_a_loss_counts_by_the_time_that_it_costs() -> None:
+def test_a_lost_worker_counts_by_the_time_that_it_costs() -> None:
     busy = shares(measured(), busy=0.7, waiting=0.9, full=0.0)
     first, second = busy.workers
     losing = dataclasses.replace(busy, workers=(dataclasses.replace(first, restarts=1, batches=1000), second))
     assert explain(dataclasses.replace(losing, start_s=0.5), cpus=2).bottleneck is not Bottleneck.WORKERS_LOST
-    assert explain(dataclasses.replace(losing, start_s=5.0), cpus=2).bottleneck is Bottleneck.WORKERS_LOST  # imports a lot
-    again = dataclasses.replace(first, restarts=1, batches=1)  # and the batch it was at is made again
+    assert explain(dataclasses.replace(losing, start_s=5.0), cpus=2).bottleneck is Bottleneck.WORKERS_LOST
+    again = dataclasses.replace(first, restarts=1, batches=1)  # and its batch is made again
     slow = dataclasses.replace(losing, start_s=0.5, workers=(again, dataclasses.replace(second, batches=1)))
     assert explain(slow, cpus=2).bottleneck is Bottleneck.WORKERS_LOST
 
 
-def test_a_loss_among_few_large_batches_is_not_the_limit_of_busy_workers() -> None:
+def test_a_loss_among_few_large_batches_is_not_the_bottleneck_of_busy_workers() -> None:
     busy = shares(measured(), busy=0.92, waiting=0.9, full=0.0, transform_s=0.9)
     first, second = busy.workers
     losing = dataclasses.replace(
         busy, batches=15, start_s=0.5, workers=(dataclasses.replace(first, restarts=1), second)
     )
     assert explain(losing, cpus=2).bottleneck is Bottleneck.DECODING
-    # Workers that idle and are lost among few batches may have stalled: nobody measures for how long.
+    # Workers that idle and are lost among few batches may have stalled: that time is not measured.
     idle = shares(losing, busy=0.2, waiting=0.9, full=0.0)
     diagnosis = explain(dataclasses.replace(idle, batches=15), cpus=2)
     assert diagnosis.bottleneck is Bottleneck.WORKERS_LOST
-    assert "takes little" not in diagnosis.reason
+    assert "costs little" not in diagnosis.reason
 
 
 def test_a_loss_costs_nothing_while_the_slots_are_full_of_ready_batches() -> None:

@@ -1,4 +1,4 @@
-"""Keras and TensorFlow beside the loader's own numbers: the callback, and one timeline for both."""
+"""The statistics callback for Keras, and one timeline with TensorFlow's profile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 import mploader
 from mploader.errors import ArgumentError
-from mploader.monitoring.trace import read_events
+from mploader.monitoring.trace_file import read_events
 
 pytestmark = pytest.mark.usefixtures("workers_in_threads")
 
@@ -35,7 +35,7 @@ def test_fit_prints_a_line_an_epoch_and_writes_scalars_and_steps(tmp_path: pathl
         callback = mploader.tfdata.StatisticsCallback(loader, tmp_path, lines.append)
         model.fit(loader.as_dataset(), epochs=2, verbose=0, callbacks=[callback])
     assert [line.split(":")[0] for line in lines] == ["epoch 1", "epoch 2"]
-    assert all("samples/s" in line and "limit: " in line for line in lines)
+    assert all("samples/s" in line and "bottleneck: " in line for line in lines)
     assert "1 bad samples" in lines[1]
     written: dict[str, list[float]] = {}
     (file,) = (tmp_path / "loader").iterdir()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-import time
 
 from mploader._util.shared_memory import Array
 from mploader.engine.ipc import messages, sample_report
@@ -16,6 +15,7 @@ from mploader.engine.ipc.sample_report import SampleReport
 from mploader.engine.ipc.slots import Slots
 from mploader.engine.ipc.worker_status import TEXT_BYTES
 from mploader.engine.scheduler.states import Assignment, Replay
+from mploader.engine.supervisor import events
 from mploader.engine.supervisor.ready_batch import ReadyBatch
 from mploader.engine.supervisor.worker_handle import Received
 from mploader.engine.supervisor.worker_table import WorkerEntry, WorkerTable
@@ -104,9 +104,7 @@ class MessageHandler:
         )  # fmt: skip
         replay = Replay(message.elements, message.checksum) if assignment.input is not None else None
         scheduler.made(assignment, ready, replay=replay, is_last=ready.is_last)
-        self._table.counters.filled(
-            entry.handle.index, assignment, message, time.monotonic_ns(), scheduler.slots.counts
-        )
+        self._table.counters.made(events.batch_made(entry.handle.index, assignment, message, scheduler.slots))
         return True
 
     def _with_last_words(self, reports: list[SampleReport]) -> list[SampleReport]:

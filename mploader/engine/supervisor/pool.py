@@ -21,8 +21,9 @@ from mploader.engine.ipc.sample_report import STALLED
 from mploader.engine.ipc.slots import slot_bytes
 from mploader.engine.scheduler.crash_policy import CrashPolicy
 from mploader.engine.scheduler.scheduler import Scheduler
-from mploader.engine.scheduler.states import SlotState, Taken
+from mploader.engine.scheduler.states import Taken
 from mploader.engine.supervisor.channel_worker import DESCRIPTORS_PER_WORKER
+from mploader.engine.supervisor.events import slot_counts
 from mploader.engine.supervisor.ready_batch import ReadyBatch
 from mploader.engine.supervisor.shared_state import PoolState
 from mploader.engine.supervisor.supervisor import Supervisor
@@ -30,7 +31,9 @@ from mploader.engine.supervisor.worker_handle import Launcher, chosen_launcher
 from mploader.engine.supervisor.worker_process import ProcessLauncher
 from mploader.engine.supervisor.worker_table import WorkerTable
 from mploader.errors import ArgumentError, ClosedError, LoaderError, ResourceError, WorkerError
-from mploader.monitoring.statistics import Counters, Handover, Statistics
+from mploader.monitoring.counters import Counters
+from mploader.monitoring.events import BatchDelivered, SlotCounts
+from mploader.monitoring.statistics import Statistics
 from mploader.monitoring.trace import MAX_EVENTS, Trace
 
 SPARE_DESCRIPTORS = 16
@@ -317,7 +320,7 @@ class Pool:
             return wanted
 
         try:
-            self._counters.asked(asked_ns, left_ns)
+            self._counters.asked(asked_ns, left_ns or None)
             with state.lock:
                 found = state.take(note)
                 if found is None:
@@ -329,14 +332,16 @@ class Pool:
                     state.fail(ready.error)
                     state.check()
                 assert state.scheduler is not None
-                slots = state.scheduler.slots.counts
+                slots = slot_counts(state.scheduler.slots)
                 state.wake_for_work()
             batch = self._hand_over(taken, ready)
             got_ns = time.monotonic_ns()
             self._counters.delivered(
-                Handover(series, wanted[series], ready.samples, ready.size, len(ready.reports), taken.copy, left_ns,
-                         asked_ns, taken_ns, got_ns),
-                slots,
+                BatchDelivered(
+                    series=series, batch_index=wanted[series], samples=ready.samples, size=ready.size,
+                    bad=len(ready.reports), copied=taken.copy, previous_ns=left_ns or None, asked_ns=asked_ns,
+                    taken_ns=taken_ns, got_ns=got_ns, slots=slots,
+                )
             )  # fmt: skip
             return dataclasses.replace(ready, overflow=None, batch=batch, got_ns=got_ns)
         except LoaderError:
@@ -392,11 +397,11 @@ class Pool:
         """Returns what has happened in about the last minute, without the start of the first series."""
         return self._counters.recent(self._slot_counts())
 
-    def _slot_counts(self) -> dict[SlotState, int]:
+    def _slot_counts(self) -> SlotCounts:
         self.check_process()
         with self._state.lock:
             self._state.collect()
-            return {} if self._state.scheduler is None else self._state.scheduler.slots.counts
+            return SlotCounts() if self._state.scheduler is None else slot_counts(self._state.scheduler.slots)
 
     @property
     def trace(self) -> Trace | None:

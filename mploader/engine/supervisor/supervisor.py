@@ -32,6 +32,7 @@ from mploader.engine.supervisor.shared_state import PoolState
 from mploader.engine.supervisor.worker_handle import Launcher, WorkerHandle, WorkerStart
 from mploader.engine.supervisor.worker_table import WorkerEntry, WorkerTable
 from mploader.errors import LoaderError, ResourceError, WorkerError
+from mploader.monitoring.events import WorkerRestarted
 
 END_GRACE_S = 0.2
 """How long workers may take to leave by themselves when the pool ends."""
@@ -150,7 +151,7 @@ class Supervisor:
         self._next_number += 1
         self._starts[index] = starts
         if starts > 1:
-            self._table.counters.restarted(index)
+            self._table.counters.restarted(WorkerRestarted(worker=index, at_ns=time.monotonic_ns()))
         self._table.entries[handle.number] = WorkerEntry(handle)
         for fd in (handle.message_fd, handle.exit_fd, handle.output_fd):
             self._epoll.register(fd, select.EPOLLIN)

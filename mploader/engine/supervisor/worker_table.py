@@ -19,7 +19,7 @@ from mploader.engine.scheduler.crash_policy import CrashPolicy, InHand, Probing,
 from mploader.engine.supervisor.shared_state import PoolState
 from mploader.engine.supervisor.worker_handle import WorkerHandle
 from mploader.errors import LoaderError
-from mploader.monitoring.statistics import Counters
+from mploader.monitoring.counters import Counters
 
 log = logging.getLogger("mploader")
 

@@ -1,9 +1,9 @@
-"""What reading, the transform and writing take in a worker, told a batch at a time.
+"""The time that reading, the transform and writing take in a worker, batch by batch.
 
-Two readings of the clock around each stage cost about a microsecond a sample. That is nothing beside decoding, but much
-beside a transform that returns an array it has ready. So where samples are quick, one in sixteen is timed, and the
-shares of their time that the stages of those took lately are taken for those of all. Processor time is read a few dozen
-times a second at most.
+Two readings of the clock around each stage cost about a microsecond a sample. That is little beside decoding, but much
+beside a transform that returns an existing array. So where samples are quick, one in nineteen is timed, and stands
+for the others: each stage gets the share of the batch's time that it had in the samples timed recently. Processor time
+is read at most a few dozen times a second.
 """
 
 from __future__ import annotations
@@ -17,22 +17,21 @@ import numpy as np
 from mploader._util.cpu_time import CpuClock, CpuTimes
 
 QUICK_NS = 200_000
-"""Samples that take less, in the mean of recent batches, are quick."""
-STRIDE = 16
-"""One quick sample in so many is timed."""
+"""Samples that take less on average, over recent batches, are quick."""
+STRIDE = 19
+"""One quick sample in this number is timed. It is prime, because sources repeat themselves: one that is slow at the
+first sample of each batch, shard or block would otherwise be timed at those samples only, or never."""
 CPU_NS = 20_000_000
-"""How often processor time is read at most."""
+"""The least time between two readings of processor time."""
 _RECENT = 4096
-"""After so many samples, what was before weighs half."""
-_GOLDEN = 40_503
-"""65,536 times the golden ratio: steps of it spread evenly, and meet no short period of the source."""
+"""After this number of samples, all earlier ones weigh half."""
 
 _TIMES = "read_ns", "transform_ns", "write_ns"
 
 
 @dataclass
 class _Recent:
-    """Sums over recent batches: of all samples, and of those that were timed, each as often as it stands for others."""
+    """Sums over recent batches: of all samples, and of those timed, each multiplied by the number it stands for."""
 
     taken: float = 0
     elapsed_ns: float = 0
@@ -43,23 +42,24 @@ class _Recent:
 
     @property
     def is_quick(self) -> bool:
+        """Whether samples are quick."""
         return self.timed_ns > 0 and self.elapsed_ns < QUICK_NS * self.taken
 
     def fade(self) -> None:
-        """Lets all of it weigh half."""
+        """Halves the weight of all that was added."""
         for name in vars(self):
             setattr(self, name, getattr(self, name) / 2)
 
 
 class StageTimer:
-    """The sums of one worker.
+    """The sums of one worker for the batch that it makes.
 
     Attributes:
-        is_timed: whether the sample in hand is timed: whoever works on it adds to the sums.
+        is_timed: whether the current sample is timed: the code that works on it adds to the sums.
         samples_read: samples taken from the source for this batch, all of them.
-        bytes_read: their size; of those that are timed, until the batch is complete. Where samples are quick it is
+        bytes_read: their size in bytes; until the batch ends, of those that are timed. Where samples are quick it is
             right over many batches, and not for one.
-        read_ns: time in the source; of those that are timed, until then.
+        read_ns: time in the source; until the batch ends, of those that are timed.
         transform_ns: the same for the transform.
         write_ns: the same for writing into the slot.
     """
@@ -71,10 +71,8 @@ class StageTimer:
         self._recent = _Recent()
         self._is_quick = False
         self._taken = 0
-        self._until = 1
+        self._until = STRIDE
         """How many samples from here the next one is timed, if they are quick."""
-        self._turn = 0
-        """Where among its sixteen that one lies, as a part of 65,536."""
         self._started_ns = self._sample_ns = self._timed_ns = 0
         self.is_timed = False
         self.samples_read = self.bytes_read = self.read_ns = self.transform_ns = self.write_ns = 0
@@ -87,7 +85,7 @@ class StageTimer:
         self.samples_read = self.bytes_read = self.read_ns = self.transform_ns = self.write_ns = 0
 
     def start_sample(self) -> None:
-        """The next sample of the batch comes in hand."""
+        """The next sample of the batch begins."""
         if self.is_timed:
             self._timed_ns += time.monotonic_ns() - self._sample_ns
         self._taken += 1
@@ -96,15 +94,12 @@ class StageTimer:
             self.is_timed = False
             return
         if not self._until:
-            # Its place among sixteen moves on, across batches: a source that is slow at every sixteenth sample, or at
-            # the first of each batch, would otherwise be timed at those only, or at none of them.
-            before, self._turn = self._turn, (self._turn + _GOLDEN) % 2**16
-            self._until = STRIDE + (self._turn * STRIDE >> 16) - (before * STRIDE >> 16)
+            self._until = STRIDE
         self.is_timed = True
         self._sample_ns = time.monotonic_ns()
 
     def end_batch(self, now_ns: int) -> None:
-        """The batch is complete: the sums of the samples that were timed become those of all, as far as is known."""
+        """The batch is complete: the sums of the samples that were timed become estimates for all samples."""
         if self.is_timed:
             self._timed_ns += now_ns - self._sample_ns
             self.is_timed = False
@@ -117,7 +112,7 @@ class StageTimer:
             setattr(recent, name, getattr(recent, name) + weight * getattr(self, name))
         self.bytes_read *= weight
         if self._is_quick:
-            # As parts of the time that the batch took, so that together they never exceed it.
+            # Shares of the time that the batch took, so that together they never exceed it.
             for name in _TIMES:
                 setattr(self, name, int(elapsed_ns * getattr(recent, name) / recent.timed_ns))
         if recent.taken > _RECENT:
@@ -125,7 +120,7 @@ class StageTimer:
         self._is_quick = recent.is_quick
 
     def cpu_since_last(self, now_ns: int) -> CpuTimes:
-        """Processor time since it was told last; nothing if that is a moment ago, and the next time tells it all."""
+        """Processor time since this last returned any. It returns 0 shortly after, and the sum the next time."""
         if now_ns - self._cpu_ns < CPU_NS:
             return CpuTimes(0, 0)
         before, self._cpu, self._cpu_ns = self._cpu, self._clock.read(), now_ns
@@ -133,7 +128,7 @@ class StageTimer:
 
 
 def sample_bytes(sample: Any) -> int:
-    """The size of what a source gave, as far as it is told at once: the bytes and arrays in it."""
+    """The size of a sample in bytes, as far as it is known at once: of the bytes and arrays in it."""
     kind = type(sample)
     if kind is bytes:
         return len(sample)

@@ -17,7 +17,7 @@ from mploader.engine.supervisor.ready_batch import ReadyBatch
 from mploader.engine.supervisor.shared_state import PoolState
 from mploader.engine.supervisor.worker_handle import Received
 from mploader.engine.supervisor.worker_table import WorkerEntry, WorkerTable
-from mploader.monitoring.statistics import Counters
+from mploader.monitoring.counters import Counters
 from mploader.sampling.plan import Plan
 
 SLOTS = 4

@@ -121,7 +121,7 @@ def test_slots_that_are_added_while_a_series_is_read_are_used(expected: list[lis
         copied = pool.statistics().batches_copied
         held = [pool.next_batch(series, batch_index).batch for batch_index in range(9)]
         statistics = pool.statistics()
-        assert (statistics.slots_lent, statistics.batches_copied - copied) == (7, 2), "2 of 9 slots are reserved"
+        assert (statistics.slots_borrowed, statistics.batches_copied - copied) == (7, 2), "2 of 9 slots are reserved"
         rest = [pool.next_batch(series, batch_index).batch for batch_index in range(9, BATCHES)]
         assert [bytes_of(batch) for batch in [*held, *rest]] == expected[1]
 

@@ -106,12 +106,12 @@ def test_a_batch_lies_in_a_slot_as_long_as_slots_are_left_and_is_copied_out_then
     series = pool.open_series(0, 10)
     held = [pool.next_batch(series, batch_index) for batch_index in range(10)]
     counted = pool.statistics()
-    assert (counted.slots_lent, counted.batches_copied) == (3, 7)
+    assert (counted.slots_borrowed, counted.batches_copied) == (3, 7)
     assert [values(ready) for ready in held] == [list(range(at, at + 4)) for at in range(0, SAMPLES, 4)]
     held.clear()
     gc.collect()
     pool.next_batch(pool.open_series(1, 10), 0)
-    assert pool.statistics().slots_lent <= 1, "a slot is free when nothing refers to its batch any more"
+    assert pool.statistics().slots_borrowed <= 1, "a slot is free when nothing refers to its batch any more"
     pool.close()
 
 
