@@ -154,7 +154,7 @@ def _rank_of(value: Any, spec: ArraySpec, name: str, given: Any) -> int:
         return 0
     if not isinstance(value, int) or not 0 <= value <= len(spec.shape):
         raise ArgumentError(
-            f"ragged={given!r}: expected True (the first dimension varies) or how many of the {len(spec.shape)} leading "
+            f"ragged={given!r}: expected True (the first dimension varies) or how many of the {len(spec.shape)} first "
             f"dimensions of {name}, of shape {spec.shape}, vary, got {value!r}"
         )
     return int(value)

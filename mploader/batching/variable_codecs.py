@@ -239,7 +239,7 @@ class Whole:
         return (_INT64, *TEXT_DTYPES) if self.spec.is_string else (self.spec.dtype,)
 
     def accept(self, leaf: Any, name: str) -> Any:
-        """See :class:`~mploader.batching.codecs.Codec`; no copy, since the element is written before another one is made."""
+        """See :class:`~mploader.batching.codecs.Codec`; no copy: it is written before another is made."""
         return _object_array(leaf) if self.spec.is_string else np.asarray(leaf, self.spec.dtype)
 
     def measure(self, values: Elements) -> list[tuple[int, ...]]:

@@ -100,7 +100,7 @@ class MaxBad:
         return SampleError(
             f"{bad:,} samples of epoch {epoch} are bad, more than allowed ({allowed}). The first are:\n"
             + "\n".join(lines)
-            + "\nCorrect the data (`mploader verify PATH` lists what is bad) or the transform, or raise max_bad_samples=",
+            + "\nCorrect the data (`mploader verify PATH` lists what is bad), the transform, or max_bad_samples=",
             index=last.index, file=last.file, byte=last.byte, kind=last.kind, traceback=last.traceback or None,
         )  # fmt: skip
 

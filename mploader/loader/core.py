@@ -69,7 +69,7 @@ class LoaderCore:
         self.progress = Progress()
         self._source = source
         self._changes = changes_between_epochs(source)
-        """Whether the source has methods for the borders of epochs, may change there, and is sent to the workers anew."""
+        """Whether the source may change between epochs, and is sent to the workers anew."""
         self._ahead: tuple[Position, int] | None = None
         """(start, run) of the run that is made ahead of time."""
         self._last_epoch: weakref.ref[EpochIterator] | None = None

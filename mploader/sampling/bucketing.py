@@ -77,7 +77,7 @@ class BucketBy:
                 raise ArgumentError(f"batch_size={batch_size}: expected None, since bucket_by has batch_sizes")
             return max(self.batch_sizes)
         if batch_size is None:
-            raise ArgumentError("batch_size=None: expected a batch size with bucket_by, here or as BucketBy(batch_sizes=)")
+            raise ArgumentError("batch_size=None: expected a batch size with bucket_by, or BucketBy(batch_sizes=)")
         return batch_size
 
     def plan(self, plan: Plan, lengths: Any) -> BucketPlan:
@@ -91,7 +91,7 @@ class BucketBy:
             ArgumentError: there is not one length for each sample, or the sampler is that of a mix.
         """
         if len(lengths) != plan.num_samples:
-            raise ArgumentError(f"bucket_by: expected {plan.num_samples} lengths, one for each sample, got {len(lengths)}")
+            raise ArgumentError(f"bucket_by: expected {plan.num_samples} lengths, one a sample, got {len(lengths)}")
         first = plan.chosen_sampler.indices(0, np.arange(plan.num_samples, dtype=np.int64))
         if first.max() >= plan.num_samples or np.bincount(first, minlength=plan.num_samples).max() > 1:
             raise ArgumentError("bucket_by: a mix of sources is not supported; concatenate the sources, or mix loaders")
@@ -151,7 +151,8 @@ class BucketPlan(Plan):
 
     def batches(self, epoch: int, start: int, stop: int) -> Indices:
         """See :meth:`Plan.batches`."""
-        return np.concatenate([np.empty(0, np.int64), *(self.batch(epoch, batch_index) for batch_index in range(start, stop))])
+        batches = (self.batch(epoch, batch_index) for batch_index in range(start, stop))
+        return np.concatenate([np.empty(0, np.int64), *batches])
 
     @property
     def num_host_samples(self) -> int:

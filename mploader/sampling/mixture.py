@@ -1,7 +1,7 @@
 """Which source each sample of a mix comes from: a fixed pattern with the exact proportions, in closed form.
 
-A mix is one endless sequence of samples. Its sample ``n`` is the sample with the *number* ``k`` of one source, where the
-numbers of a source go on from pass to pass. Both maps, ``n -> (source, k)`` and back, take constant time for any ``n``.
+A mix is one endless sequence of samples. Its sample ``n`` is the sample with the *number* ``k`` of one source, where
+the numbers of a source go on from pass to pass. Both maps, ``n -> (source, k)`` and back, take constant time for any ``n``.
 
 How exact a pattern can be, with ``count`` samples of a source of weight ``p`` (all weights add up to 1) in a window of
 ``length`` samples of the mix:
@@ -64,7 +64,9 @@ def whole_weights(weights: Sequence[Any]) -> tuple[int, ...]:
     total = sum(whole)
     kept = [number * largest_sum // total for number in whole]
     if not all(kept):
-        raise ArgumentError(f"weights={list(weights)}: expected at least 1/{largest_sum} of their sum, got {min(weights)}")
+        raise ArgumentError(
+            f"weights={list(weights)}: expected at least 1/{largest_sum} of their sum, got {min(weights)}"
+        )
     remainders = sorted(range(len(whole)), key=lambda source: kept[source] * total - whole[source] * largest_sum)
     for source in remainders[: largest_sum - sum(kept)]:
         kept[source] += 1

@@ -69,7 +69,7 @@ class Plan:
 
     @property
     def longest_batch(self) -> int:
-        """The largest number of samples in a batch of this host: fewer than ``batch_size`` where the source has fewer."""
+        """Samples in the largest batch of this host: fewer than ``batch_size`` where the source has fewer."""
         return max(1, min(self.batch_size, -(-self.num_samples // self.shard[1])))
 
     @property
@@ -140,7 +140,7 @@ class Plan:
         return self.longest_batch
 
     def progress(self, batch: int) -> int:
-        """Returns what a checkpoint holds: the samples that all hosts have consumed after ``batch`` batches of an epoch."""
+        """Returns what a checkpoint holds: samples that all hosts have consumed after ``batch`` batches of an epoch."""
         return min(batch * self.global_batch_size, self.num_samples)
 
     def batch_at(self, progress: int) -> tuple[int, int]:

@@ -136,7 +136,8 @@ class Mix:
     def _until_first_end(self) -> int:
         """Returns how many samples come before the first that would be beyond the end of its source."""
         pattern = mixture.pattern_of(self._weights)
-        return min(int(pattern.samples_of(part, np.array([len(source)]))[0]) for part, source in enumerate(self._sources))
+        firsts = (pattern.samples_of(part, np.array([len(source)])) for part, source in enumerate(self._sources))
+        return min(int(first[0]) for first in firsts)
 
 
 @dataclass(frozen=True)
