@@ -5,7 +5,7 @@ work on a :class:`LoaderCore`.
 
 Locks, in the order in which a thread may take them (one that holds a lock takes only those behind it):
 
-1. ``Progress.lock``: where the loader is in its stream, its bad samples, and the run that is made ahead.
+1. ``Progress.lock``: where the loader is in its stream, its bad samples, and the series that is made ahead.
 2. ``Consumption``'s lock: what training has consumed of epochs that TensorFlow reads.
 3. ``PoolState.lock`` of the pool: the schedule, results and the error that ended the pool.
 4. the lock of the pool's counters, and behind it that of a trace.
@@ -71,7 +71,7 @@ class LoaderCore:
         self._changes = changes_between_epochs(source)
         """Whether the source may change between epochs, and is sent to the workers anew."""
         self._ahead: tuple[Position, int] | None = None
-        """(start, run) of the run that is made ahead of time."""
+        """(start, series) of the series that is made ahead of time."""
         self._last_epoch: weakref.ref[EpochIterator] | None = None
         """The newest iterator over an epoch of a source that changes."""
         served, plan = source, options.plan
@@ -147,14 +147,14 @@ class LoaderCore:
         with self.progress.lock:
             start = self.progress.next
             if self._ahead is not None and self._ahead[0] == start:
-                run = self._ahead[1]
-                self.pool.claim(run)
+                series = self._ahead[1]
+                self.pool.claim(series)
             else:
-                run = self._open_series(start, claimed=True)
+                series = self._open_series(start, claimed=True)
             self.progress.next = Position(start.epoch + 1, 0)
             self._ahead = None
         self._make_ahead()
-        return EpochIterator(self.description, self.progress, self.pool, start, run)
+        return EpochIterator(self.description, self.progress, self.pool, start, series)
 
     def _open_changing_epoch(self) -> EpochIterator:
         """The same for a source that changes between epochs: workers get it anew, and nothing is made ahead."""
@@ -166,15 +166,15 @@ class LoaderCore:
             self.progress.next = Position(start.epoch + 1, 0)
         self._source.begin_epoch()
         renewal = self.pool.renew(start.epoch, self._source)
-        run = self._open_series(start, claimed=True)
+        series = self._open_series(start, claimed=True)
         epoch = EpochIterator(
-            self.description, self.progress, self.pool, start, run, self._source.end_epoch, renewal
+            self.description, self.progress, self.pool, start, series, self._source.end_epoch, renewal
         )  # fmt: skip
         self._last_epoch = weakref.ref(epoch)
         return epoch
 
     def _open_series(self, start: Position, *, claimed: bool) -> int:
-        """Opens a run of the pool from a position to the end of its epoch."""
+        """Opens a series of the pool from a position to the end of its epoch."""
         tasks = self.description.num_tasks(start)
         if self.description.is_batched:
             return self.pool.open_series(start.epoch, start.batch + tasks, start.batch, claimed=claimed)

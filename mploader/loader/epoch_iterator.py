@@ -33,7 +33,7 @@ class EpochIterator:
         progress: of the loader; told what is consumed.
         pool: the workers.
         start: where it starts.
-        run: the pool's number for it.
+        series: the pool's number for it.
         end_epoch: called once, when everything was delivered.
         source: kept as long as this object: the source of this epoch, where it changes between epochs.
     """
@@ -44,14 +44,14 @@ class EpochIterator:
         progress: Progress,
         pool: Pool,
         start: Position,
-        run: int,
+        series: int,
         end_epoch: Callable[[], None] = _nothing,
         source: object = None,
     ) -> None:
         self._description = description
         self._progress = progress
         self._pool = pool
-        self._run = run
+        self._series = series
         self._end_epoch = end_epoch
         self._source = source
         self._is_over = False
@@ -72,9 +72,9 @@ class EpochIterator:
         self._num_bad = progress.bad_before(start)
         """Bad samples of the epoch so far."""
         self._first_bad: list[BadSample] = []
-        self._left_ns = 0
+        self._previous_ns: int | None = None
         # The finalizer must not refer to this object, and takes no lock.
-        self._finalizer = weakref.finalize(self, pool.cancel_series, run)
+        self._finalizer = weakref.finalize(self, pool.cancel_series, series)
         self._finalizer.atexit = False
 
     def get(self, batch_index: int) -> Any:
@@ -89,9 +89,9 @@ class EpochIterator:
         """
         if whole_number("batch_index", batch_index, self.first) >= self.length:
             raise ArgumentError(f"batch_index={batch_index}: expected one from {self.first} to {self.length - 1}")
-        delivery = self._pool.next_batch(self._run, batch_index, self._left_ns)
+        delivery = self._pool.next_batch(self._series, batch_index, self._previous_ns)
         try:
-            self._left_ns = delivery.got_ns
+            self._previous_ns = delivery.got_ns
             if delivery.reports:
                 self._record_bad(batch_index, delivery.reports)
             self.delivered += 1 if self._description.is_batched else self._description.block_size
@@ -147,8 +147,8 @@ class EpochIterator:
 
     def end(self) -> None:
         """The consumer asks for more than there is, so it is done with the last batch that it got."""
-        self._pool.note_end(self._left_ns)
-        self._left_ns = 0
+        self._pool.note_end(self._previous_ns)
+        self._previous_ns = None
 
     def settle(self) -> None:
         """Calls ``end_epoch``, once, if everything was delivered."""

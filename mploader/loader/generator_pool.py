@@ -99,7 +99,7 @@ class Pass:
         self._pool = pool
         self._group = pool.open_group(len(owner.job.inputs), BLOCKS_AHEAD, owner.window, owner.max_idle)
         self._rests: dict[int, Any] = {}
-        self._left_ns = 0
+        self._previous_ns: int | None = None
         """When the consumer got its last block; generators are read in turn, so it is one consumer."""
         # The finalizer must not refer to the pass, and takes no lock.
         self._finalizer = weakref.finalize(self, pool.cancel_group, self._group)
@@ -110,22 +110,22 @@ class Pass:
         series = self._pool.series_of(self._group, number)
         batch_index, is_last = 0, False
         while not is_last:
-            ready = self._pool.next_batch(series, batch_index, self._left_ns)
-            self._left_ns = ready.got_ns
+            ready = self._pool.next_batch(series, batch_index, self._previous_ns)
+            self._previous_ns = ready.got_ns
             batch_index, is_last = batch_index + 1, ready.is_last
             if ready.samples and not self._keep(ready):
                 yield ready.batch
             del ready  # its slot must be free as soon as the consumer has dropped it
-        self._pool.note_end(self._left_ns)
+        self._pool.note_end(self._previous_ns)
 
     def any_blocks(self) -> Iterator[Any]:
         """Yields blocks of all inputs, whichever is ready first, of several in turn; with batches, only whole ones."""
-        while (ready := self._pool.next_of_group(self._group, self._left_ns)) is not None:
-            self._left_ns = ready.got_ns
+        while (ready := self._pool.next_of_group(self._group, self._previous_ns)) is not None:
+            self._previous_ns = ready.got_ns
             if ready.samples and not self._keep(ready):
                 yield ready.batch
             del ready
-        self._pool.note_end(self._left_ns)
+        self._pool.note_end(self._previous_ns)
 
     def rests(self) -> list[Any]:
         """Returns the incomplete batches at the ends of the generators, in the order of the inputs."""

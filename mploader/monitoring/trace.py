@@ -78,6 +78,8 @@ class Trace:
         """The series that each stream track showed last."""
         self._stop_by_s = 0.0
         """Until when :meth:`stop` waits, on the monotonic clock; 0 before the first call."""
+        self._num_named = num_workers
+        """How many workers' tracks have a name."""
         self._name_tracks(num_workers)
         self._finalizer = weakref.finalize(self, self._writer.end)
         self._finalizer.atexit = False
@@ -137,6 +139,9 @@ class Trace:
         start, end = event.started_ns, event.started_ns + event.busy_ns
         shown = []
         with self._lock:
+            for index in range(self._num_named, event.worker + 1):  # workers that were added since
+                shown.append(self._name(_WORKER_TRACK + index, f"worker {index}"))
+            self._num_named = max(self._num_named, event.worker + 1)
             idle_since = self._ended.get(track, end)
             self._ended[track] = max(end, idle_since)
         if start - idle_since > SHOWN_NS:

@@ -34,7 +34,7 @@ class FakePool:
         self.given_up: list[int] = []
         self.ends = 0
 
-    def next_batch(self, run: int, position: int, left_ns: int) -> ReadyBatch:
+    def next_batch(self, run: int, position: int, previous_ns: int | None) -> ReadyBatch:
         self.asked.append(position)
         bad = self.bad.get(position, [])
         samples = [at for at in range(position * self.size, min((position + 1) * self.size, SAMPLES)) if at not in bad]
@@ -52,8 +52,8 @@ class FakePool:
     def cancel_series(self, run: int) -> None:
         self.given_up.append(run)
 
-    def note_end(self, left_ns: int) -> None:
-        self.ends += left_ns > 0
+    def note_end(self, previous_ns: int | None) -> None:
+        self.ends += previous_ns is not None
 
 
 @pytest.fixture

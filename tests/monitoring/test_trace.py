@@ -81,6 +81,19 @@ def test_every_batch_is_on_its_tracks(tmp_path: pathlib.Path) -> None:
     assert before <= min(times) <= max(times) <= time.time()
 
 
+def test_workers_that_are_added_while_it_is_written_have_named_tracks(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "run.json"
+    with Loader(range(80), slow_picture, batch_size=2, num_workers=1, trace=path) as loader:
+        loader._core.pool.add_workers(1)
+        loader._core.pool.add_slots(4)
+        for _ in range(30):
+            for _ in loader:
+                pass
+            if loader.statistics().workers[1].batches:
+                break
+    assert any(event["name"].startswith("batch") for event in tracks_of(events_of(path))["worker 1"])
+
+
 def test_two_consumers_at_once_have_a_track_each(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "run.json"
     with Loader(range(20), slow_picture, batch_size=2, num_workers=2) as loader, loader.trace(path):

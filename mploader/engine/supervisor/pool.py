@@ -247,7 +247,7 @@ class Pool:
 
     # Batches
 
-    def next_batch(self, series: int, batch_index: int, left_ns: int = 0) -> ReadyBatch:
+    def next_batch(self, series: int, batch_index: int, previous_ns: int | None = None) -> ReadyBatch:
         """Waits for a batch and returns it, with its arrays.
 
         The arrays are views of a slot, which is free again when the last of them is gone; or of memory of their own, if
@@ -256,13 +256,13 @@ class Pool:
         Args:
             series: which series.
             batch_index: the batch's place in it.
-            left_ns: ``got_ns`` of the batch that the consumer has got before; 0 for its first.
+            previous_ns: ``got_ns`` of the batch that the consumer has got before; None for its first.
 
         Raises:
             ArgumentError: it was delivered before.
             LoaderError: the batch cannot be made; every later call raises it again.
         """
-        ready = self._next(lambda _: {series: batch_index}, left_ns)
+        ready = self._next(lambda _: {series: batch_index}, previous_ns)
         assert ready is not None, "a series has its batch"
         return ready
 
@@ -296,7 +296,7 @@ class Pool:
                 self._arena.released.put((taken.slot, taken.generation))
         return dataclasses.replace(ready, overflow=None, batch=batch, got_ns=time.monotonic_ns())
 
-    def next_of_group(self, group: int, left_ns: int = 0) -> ReadyBatch | None:
+    def next_of_group(self, group: int, previous_ns: int | None = None) -> ReadyBatch | None:
         """Waits for the first batch of any generator of a group; as :meth:`next_batch`.
 
         Of those that are ready, one of the generator that was served least recently comes first. None: all were
@@ -307,9 +307,9 @@ class Pool:
             _check_group(scheduler, group)
             return scheduler.heads(group)
 
-        return self._next(heads, left_ns)
+        return self._next(heads, previous_ns)
 
-    def _next(self, heads: Callable[[Scheduler], dict[int, int]], left_ns: int) -> ReadyBatch | None:
+    def _next(self, heads: Callable[[Scheduler], dict[int, int]], previous_ns: int | None) -> ReadyBatch | None:
         self.check_process()
         state, asked_ns = self._state, time.monotonic_ns()
         wanted: dict[int, int] = {}
@@ -320,7 +320,7 @@ class Pool:
             return wanted
 
         try:
-            self._counters.asked(asked_ns, left_ns or None)
+            self._counters.asked(asked_ns, previous_ns)
             with state.lock:
                 found = state.take(note)
                 if found is None:
@@ -339,7 +339,7 @@ class Pool:
             self._counters.delivered(
                 BatchDelivered(
                     series=series, batch_index=wanted[series], samples=ready.samples, size=ready.size,
-                    bad=len(ready.reports), copied=taken.copy, previous_ns=left_ns or None, asked_ns=asked_ns,
+                    bad=len(ready.reports), copied=taken.copy, previous_ns=previous_ns, asked_ns=asked_ns,
                     taken_ns=taken_ns, got_ns=got_ns, slots=slots,
                 )
             )  # fmt: skip
@@ -357,10 +357,10 @@ class Pool:
         finally:
             self._counters.stop_waiting()
 
-    def note_end(self, left_ns: int) -> None:
-        """A consumer has asked for more than there is; ``left_ns``: see :meth:`next_batch`."""
-        if left_ns and os.getpid() == self._owner_pid:
-            self._counters.ended(time.monotonic_ns(), left_ns)
+    def note_end(self, previous_ns: int | None) -> None:
+        """A consumer has asked for more than there is; ``previous_ns``: see :meth:`next_batch`."""
+        if previous_ns is not None and os.getpid() == self._owner_pid:
+            self._counters.ended(time.monotonic_ns(), previous_ns)
 
     def _hand_over(self, taken: Taken, ready: ReadyBatch) -> Any:
         """Returns the arrays of a batch, in memory that stays as long as anything refers to them."""
