@@ -139,8 +139,8 @@ class Trace:
         start, end = event.started_ns, event.started_ns + event.busy_ns
         shown = []
         with self._lock:
-            for index in range(self._num_named, event.worker + 1):  # workers that were added since
-                shown.append(self._name(_WORKER_TRACK + index, f"worker {index}"))
+            added = range(self._num_named, event.worker + 1)  # workers that were added since
+            shown += [self._name(_WORKER_TRACK + index, f"worker {index}") for index in added]
             self._num_named = max(self._num_named, event.worker + 1)
             idle_since = self._ended.get(track, end)
             self._ended[track] = max(end, idle_since)

@@ -1,7 +1,8 @@
 """Which source each sample of a mix comes from: a fixed pattern with the exact proportions, in closed form.
 
 A mix is one endless sequence of samples. Its sample ``n`` is the sample with the *number* ``k`` of one source, where
-the numbers of a source go on from pass to pass. Both maps, ``n -> (source, k)`` and back, take constant time for any ``n``.
+the numbers of a source go on from pass to pass. Both maps,
+``n -> (source, k)`` and back, take constant time for any ``n``.
 
 How exact a pattern can be, with ``count`` samples of a source of weight ``p`` (all weights add up to 1) in a window of
 ``length`` samples of the mix:

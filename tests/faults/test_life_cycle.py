@@ -66,7 +66,7 @@ def test_garbage_collection_at_every_moment() -> None:
 
 
 def test_no_samples_are_an_error_that_leaves_nothing() -> None:
-    with pytest.raises(ArgumentError, match="source=.*at least one sample"):
+    with pytest.raises(ArgumentError, match=r"source=.*at least one sample"):
         Loader(range(0), work.element, **OPTIONS)
 
 
