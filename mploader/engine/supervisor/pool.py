@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import dataclasses
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 from mploader._util.platform_check import resource
@@ -21,18 +19,18 @@ from mploader.engine.ipc.sample_report import STALLED
 from mploader.engine.ipc.slots import slot_bytes
 from mploader.engine.scheduler.crash_policy import CrashPolicy
 from mploader.engine.scheduler.scheduler import Scheduler
-from mploader.engine.scheduler.states import Taken
 from mploader.engine.supervisor.channel_worker import DESCRIPTORS_PER_WORKER
 from mploader.engine.supervisor.events import slot_counts
+from mploader.engine.supervisor.hand_over import HandOver
 from mploader.engine.supervisor.ready_batch import ReadyBatch
 from mploader.engine.supervisor.shared_state import PoolState
 from mploader.engine.supervisor.supervisor import Supervisor
 from mploader.engine.supervisor.worker_handle import Launcher, chosen_launcher
 from mploader.engine.supervisor.worker_process import ProcessLauncher
 from mploader.engine.supervisor.worker_table import WorkerTable
-from mploader.errors import ArgumentError, ClosedError, LoaderError, ResourceError, WorkerError
+from mploader.errors import ArgumentError, ClosedError, LoaderError, ResourceError
 from mploader.monitoring.counters import Counters
-from mploader.monitoring.events import BatchDelivered, SlotCounts
+from mploader.monitoring.events import SlotCounts
 from mploader.monitoring.statistics import Statistics
 from mploader.monitoring.trace import MAX_EVENTS, Trace
 
@@ -77,6 +75,7 @@ class Pool:
             try:
                 self._state = PoolState(self._arena, num_workers)
                 opened.callback(self._close_state)
+                self._hand_over = HandOver(self._state, self._arena, self._counters)
                 table = WorkerTable(self._state, self._arena, self._counters, self._policy, job)
                 supervisor = Supervisor(table, launcher, job_fd, stall_timeout_s)
                 # A daemon thread: an interpreter that exits waits for others, and the workers end with the thread.
@@ -262,7 +261,8 @@ class Pool:
             ArgumentError: it was delivered before.
             LoaderError: the batch cannot be made; every later call raises it again.
         """
-        ready = self._next(lambda _: {series: batch_index}, previous_ns)
+        self.check_process()
+        ready = self._hand_over.next(lambda _: {series: batch_index}, previous_ns)
         assert ready is not None, "a series has its batch"
         return ready
 
@@ -279,22 +279,7 @@ class Pool:
         Raises:
             LoaderError: the batch cannot be made, or the pool is closed or has failed.
         """
-        state, series = self._state, self.open_series(epoch, batch_index + 1, batch_index, first=first)
-        taken: Taken | None = None
-        try:
-            with state.lock:
-                found = state.take(lambda _: {series: batch_index})
-                assert found is not None, "a series has its batch"
-                _, taken = found
-                ready: ReadyBatch = taken.result
-                if ready.error is not None:
-                    raise ready.error.again()
-            batch, taken = self._hand_over(taken, ready), None
-        finally:
-            self.cancel_series(series)
-            if taken is not None and taken.slot is not None:  # an interrupt came before the batch had an owner
-                self._arena.released.put((taken.slot, taken.generation))
-        return dataclasses.replace(ready, overflow=None, batch=batch, got_ns=time.monotonic_ns())
+        return self._hand_over.once(self.open_series(epoch, batch_index + 1, batch_index, first=first), batch_index)
 
     def next_of_group(self, group: int, previous_ns: int | None = None) -> ReadyBatch | None:
         """Waits for the first batch of any generator of a group; as :meth:`next_batch`.
@@ -307,80 +292,13 @@ class Pool:
             _check_group(scheduler, group)
             return scheduler.heads(group)
 
-        return self._next(heads, previous_ns)
-
-    def _next(self, heads: Callable[[Scheduler], dict[int, int]], previous_ns: int | None) -> ReadyBatch | None:
         self.check_process()
-        state, asked_ns = self._state, time.monotonic_ns()
-        wanted: dict[int, int] = {}
-
-        def note(scheduler: Scheduler) -> dict[int, int]:
-            nonlocal wanted
-            wanted = heads(scheduler)
-            return wanted
-
-        try:
-            self._counters.asked(asked_ns, previous_ns)
-            with state.lock:
-                found = state.take(note)
-                if found is None:
-                    return None
-                series, taken = found
-                taken_ns = time.monotonic_ns()
-                ready: ReadyBatch = taken.result
-                if ready.error is not None:
-                    state.fail(ready.error)
-                    state.check()
-                assert state.scheduler is not None
-                slots = slot_counts(state.scheduler.slots)
-                state.wake_for_work()
-            batch = self._hand_over(taken, ready)
-            got_ns = time.monotonic_ns()
-            self._counters.delivered(
-                BatchDelivered(
-                    series=series, batch_index=wanted[series], samples=ready.samples, size=ready.size,
-                    bad=len(ready.reports), copied=taken.copy, previous_ns=previous_ns, asked_ns=asked_ns,
-                    taken_ns=taken_ns, got_ns=got_ns, slots=slots,
-                )
-            )  # fmt: skip
-            return dataclasses.replace(ready, overflow=None, batch=batch, got_ns=got_ns)
-        except LoaderError:
-            raise
-        except BaseException as error:
-            # Ctrl-C at this moment, say. A batch that is taken cannot be given again, and an epoch with a hole in it
-            # must not look like one without.
-            with state.lock:
-                scheduler = state.scheduler
-                if scheduler is not None and any(map(scheduler.is_delivered, wanted, wanted.values())):
-                    state.fail(WorkerError(f"a batch was lost on its way to the consumer ({error!r})"))
-            raise
-        finally:
-            self._counters.stop_waiting()
+        return self._hand_over.next(heads, previous_ns)
 
     def note_end(self, previous_ns: int | None) -> None:
         """A consumer has asked for more than there is; ``previous_ns``: see :meth:`next_batch`."""
         if previous_ns is not None and os.getpid() == self._owner_pid:
-            self._counters.ended(time.monotonic_ns(), previous_ns)
-
-    def _hand_over(self, taken: Taken, ready: ReadyBatch) -> Any:
-        """Returns the arrays of a batch, in memory that stays as long as anything refers to them."""
-        layout = self._state.layout
-        assert layout is not None
-        try:
-            if ready.overflow is not None:
-                root = ready.overflow
-            else:
-                assert taken.slot is not None, "a batch is in its slot or beside it"
-                if not taken.copy:
-                    return layout.read(self._arena.borrow(taken.slot, taken.generation, ready.size))
-                root = self._arena.copy(taken.slot, ready.size)
-            if taken.slot is not None:
-                self._arena.released.put((taken.slot, taken.generation))
-            return layout.read(root)
-        except ClosedError:
-            with self._state.lock:
-                self._state.check()  # the memory went with the supervisor thread, for a reason of its own
-            raise
+            self._hand_over.end(previous_ns)
 
     def fail(self, error: LoaderError) -> None:
         """Makes an error the answer to every call from now on, and ends the workers."""

@@ -233,7 +233,7 @@ def test_a_group_that_is_cancelled_says_so() -> None:
 # Consumers that are interrupted
 
 
-@pytest.mark.parametrize("moment", ["_hand_over", "_next"])
+@pytest.mark.parametrize("moment", ["_arrays", "next"])
 def test_an_interrupt_loses_no_batch_silently(moment: str, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     series = pool.open_series(0, 10)
     pool.next_batch(series, 0)
@@ -242,10 +242,10 @@ def test_an_interrupt_loses_no_batch_silently(moment: str, pool: Pool, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pool, moment, interrupted)
+        patch.setattr(pool._hand_over, moment, interrupted)
         with pytest.raises(KeyboardInterrupt):
             pool.next_batch(series, 1)
-    if moment == "_next":  # nothing was taken yet
+    if moment == "next":  # nothing was taken yet
         assert values(pool.next_batch(series, 1)) == [4, 5, 6, 7]
     else:
         with pytest.raises(WorkerError, match=r"a batch was lost on its way to the consumer \(KeyboardInterrupt"):
