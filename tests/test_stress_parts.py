@@ -15,7 +15,8 @@ from rich.console import Console
 
 from mploader import Loader
 from mploader.monitoring.statistics import Statistics
-from mploader.sampling.plan import Plan, SampleRandom
+from mploader.sampling.plan import Plan
+from mploader.sampling.rng import SampleRandom
 from mploader.sources import open_source
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent

@@ -71,14 +71,14 @@ def test_an_error_in_the_supervisor_thread_reaches_the_consumer(monkeypatch: pyt
 def test_an_error_between_taking_a_batch_and_handing_it_over_reaches_the_consumer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def lend(self: Arena, *place: int, lend: Any = Arena.lend) -> Any:
+    def lend(self: Arena, *place: int, lend: Any = Arena.borrow) -> Any:
         loader._core.pool.fail(mploader.WorkerError("the real reason"))
         loader._core.pool._thread.join()
         return lend(self, *place)
 
     with make_loader(transform=plain) as loader:
         run = iter(loader)
-        monkeypatch.setattr(Arena, "lend", lend)
+        monkeypatch.setattr(Arena, "borrow", lend)
         with pytest.raises(mploader.WorkerError, match="the real reason"):
             next(run)
 
