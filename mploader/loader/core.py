@@ -164,6 +164,7 @@ class LoaderCore:
         with self.progress.lock:
             start = self.progress.next
             self.progress.next = Position(start.epoch + 1, 0)
+        self.pool.check_process()  # before the source hears of an epoch that is not read
         self._source.begin_epoch()
         renewal = self.pool.renew(start.epoch, self._source)
         series = self._open_series(start, claimed=True)

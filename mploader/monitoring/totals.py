@@ -134,12 +134,13 @@ class Sums:
         return {name: entry.origin.scaled(entry.value) for name, entry in self._sums.items()}
 
     def _add_up(self) -> None:
-        for kind, pending in self._pending.items():
+        for kind in self._pending:
+            # Taken away first: a signal handler may come back here, and must not add the same events up.
+            pending, self._pending[kind] = self._pending[kind], []
             columns = list(zip(*pending, strict=True))
             for entry in self._sums.values():
                 if entry.origin.owner is kind and pending:
                     entry.value += len(pending) if entry.place is None else sum(columns[entry.place])
-            pending.clear()
 
 
 @dataclass

@@ -153,7 +153,7 @@ class ReportGarbage(SendGarbage):
         return element(sample, rng)
 
 
-@pytest.mark.parametrize("report", [b"{", b"[]", b"[1]", b'[{"index": 1}]', b"\xff\xfe", b"null"])
+@pytest.mark.parametrize("report", [b"{", b"[]", b"[1]", b'[{"index": 1}]', b"\xff\xfe", b"null", b"[" * 65_000])
 def test_worker_whose_report_is_garbage_is_replaced(report: bytes, tmp_path: Path, clean: str) -> None:
     with make_loader(transform=ReportGarbage(tmp_path / "flag", [report])) as loader:
         epoch = read(loader)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mploader import ArgumentError, ClosedError, Loader, SampleError
+from mploader.batching.layout import BatchLayout
 from tests.transforms import Squares, fail_at, noisy
 
 pytestmark = pytest.mark.usefixtures("workers_in_threads")
@@ -110,3 +111,22 @@ def test_of_a_source_that_changes_only_the_epoch_that_is_read() -> None:
         with pytest.raises(ArgumentError, match="changes between epochs"):
             loader.batch(1, 0)
         assert next(epoch).tolist() == [104, 105, 106, 107]
+
+
+@pytest.mark.usefixtures("workers_in_threads")
+@pytest.mark.parametrize("held", [0, 8], ids=["borrowed", "copied out"])
+def test_a_batch_that_cannot_be_read_gives_its_slot_back_once(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Loader(range(80), batch_size=2, num_workers=1) as loader:
+        batches = iter(loader)
+        kept = [next(batches) for _ in range(held)]
+
+        def fail(*_: object) -> None:
+            raise MemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(BatchLayout, "read", fail)
+            for _ in range(2 * loader.statistics().slots):
+                with pytest.raises(MemoryError):
+                    loader.batch(0, 1)
+        assert [batch.tolist() for batch in batches] == [[n, n + 1] for n in range(2 * held, 80, 2)]
+        del kept

@@ -73,8 +73,8 @@ class Arena:
         start, size = self._bytes, count * STATUS_BYTES
         memory = self._grow(size)
         offsets = range(0, size, STATUS_BYTES)
-        self.statuses += [WorkerStatus(memory, offset) for offset in offsets]
         self._offsets += [start + offset for offset in offsets]
+        self.statuses += [WorkerStatus(memory, offset) for offset in offsets]  # last: they are counted
 
     def status_offset(self, index: int) -> int:
         """Where the status of a worker begins in the file, in bytes, page-aligned."""

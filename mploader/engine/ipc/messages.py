@@ -240,9 +240,9 @@ _OPTIONAL = {
 def encode(message: Message) -> bytes:
     """Returns the datagram of a message: one byte of kind, then its fields as little-endian 64-bit integers."""
     cls = type(message)
-    values = [getattr(message, name) for name in _NAMES[cls]]
-    if _OPTIONAL[cls]:
-        values = [_NONE if value is None else value for value in values]
+    values = vars(message).values()  # in the order of the fields, as __init__ sets them
+    if None in values:
+        return _FORMATS[cls].pack(_TAGS[cls], *(_NONE if value is None else value for value in values))
     return _FORMATS[cls].pack(_TAGS[cls], *values)
 
 
@@ -258,11 +258,18 @@ def decode(data: bytes) -> Message:
     layout = _FORMATS[cls]
     if len(data) != layout.size:
         raise ProtocolError(f"{cls.__name__}: expected {layout.size} bytes, got {len(data)}")
-    values = dict(zip(_NAMES[cls], layout.unpack(data)[1:], strict=True))
-    for name, value in values.items():
-        if value == _NONE:
-            if name not in _OPTIONAL[cls]:
-                raise ProtocolError(f"{cls.__name__}: {name} is missing")
-            values[name] = None
-    message: Message = cls(**values)
+    values: tuple[int | None, ...] = layout.unpack(data)[1:]
+    if _NONE in values:
+        values = tuple(None if value == _NONE else value for value in values)
+    # Not by __init__: that of a frozen class sets one field after the other, at three times the cost.
+    message: Message = object.__new__(cls)
+    vars(message).update(zip(_NAMES[cls], values, strict=True))
+    if None in values:
+        _check_missing(message)
     return message
+
+
+def _check_missing(message: Message) -> None:
+    for name, value in vars(message).items():
+        if value is None and name not in _OPTIONAL[type(message)]:
+            raise ProtocolError(f"{type(message).__name__}: {name} is missing")

@@ -267,6 +267,12 @@ class Scheduler:
                 self._end(series, task.batch_index + 1)
         return True
 
+    def continues(self, assignment: Assignment, replay: Replay, samples: int) -> bool:
+        """Whether a generator can have given these elements in all, with a batch of ``samples`` behind the last one."""
+        task = self._tasks.get(assignment.task)
+        before = None if task is None else self._series[task.series].replay
+        return before is None or replay.elements == before.elements + samples or (samples == 0 and not replay.elements)
+
     def failed(self, assignment: Assignment, result: Any) -> bool:
         """A worker reports that the batch cannot be made. Returns False if the assignment is not current."""
         return self._finish(assignment, "failed", result)

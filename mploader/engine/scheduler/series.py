@@ -51,12 +51,12 @@ class Series:
     @property
     def is_bound(self) -> bool:
         """Whether its tasks stay with one worker."""
-        return self.replay is not None
+        return self.input is not None
 
     @property
     def is_unbound(self) -> bool:
         """Whether its tasks must stay with one worker, and it has none: not yet, or not any more."""
-        return self.replay is not None and self.worker is None
+        return self.input is not None and self.worker is None
 
     @property
     def is_over(self) -> bool:

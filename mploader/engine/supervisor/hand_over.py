@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -74,7 +73,8 @@ class HandOver:
                     taken_ns=taken_ns, got_ns=got_ns, slots=slots,
                 )
             )  # fmt: skip
-            return dataclasses.replace(ready, overflow=None, batch=batch, got_ns=got_ns)
+            ready.overflow, ready.batch, ready.got_ns = None, batch, got_ns
+            return ready
         except LoaderError:
             raise
         except BaseException as error:
@@ -96,21 +96,19 @@ class HandOver:
         Raises:
             LoaderError: the batch cannot be made, or the pool is closed or has failed.
         """
-        taken: Taken | None = None
         try:
             with self._state.lock:
                 found = self._state.take(lambda _: {series: batch_index})
-                assert found is not None, "a series has its batch"
-                _, taken = found
-                ready: ReadyBatch = taken.result
-                if ready.error is not None:
-                    raise ready.error.again()
-            batch, taken = self._arrays(taken, ready), None
+            assert found is not None, "a series has its batch"
+            _, taken = found
+            ready: ReadyBatch = taken.result
+            if ready.error is not None:
+                raise ready.error.again()
+            batch = self._arrays(taken, ready)
         finally:
             self._state.cancel_series(series)
-            if taken is not None and taken.slot is not None:  # an interrupt came before the batch had an owner
-                self._arena.released.put((taken.slot, taken.generation))
-        return dataclasses.replace(ready, overflow=None, batch=batch, got_ns=time.monotonic_ns())
+        ready.overflow, ready.batch, ready.got_ns = None, batch, time.monotonic_ns()
+        return ready
 
     def end(self, previous_ns: int) -> None:
         """A consumer has asked for more than there is; ``previous_ns`` as in :meth:`next`."""
@@ -121,14 +119,14 @@ class HandOver:
         layout = self._state.layout
         assert layout is not None
         try:
-            if ready.overflow is not None:
-                root = ready.overflow
-            else:
-                assert taken.slot is not None, "a batch is in its slot or beside it"
-                if not taken.copy:
-                    return layout.read(self._arena.borrow(taken.slot, taken.generation, ready.size))
-                root = self._arena.copy(taken.slot, ready.size)
-            if taken.slot is not None:
+            if taken.slot is None:
+                assert ready.overflow is not None, "a batch is in its slot or beside it"
+                return layout.read(ready.overflow)
+            if ready.overflow is None and not taken.copy:
+                return layout.read(self._arena.borrow(taken.slot, taken.generation, ready.size))
+            try:
+                root = self._arena.copy(taken.slot, ready.size) if ready.overflow is None else ready.overflow
+            finally:  # whatever happens, and once: a borrowed slot is released by the finalizer of its array
                 self._arena.released.put((taken.slot, taken.generation))
             return layout.read(root)
         except ClosedError:

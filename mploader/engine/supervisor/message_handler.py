@@ -9,6 +9,7 @@ import dataclasses
 import pickle
 
 from mploader._util.shared_memory import Array
+from mploader.batching.layout import BatchLayout
 from mploader.engine.ipc import messages, sample_report
 from mploader.engine.ipc.job import ProbeResult
 from mploader.engine.ipc.sample_report import SampleReport
@@ -94,8 +95,8 @@ class MessageHandler:
         room = slots.data_bytes if overflow is None else overflow.nbytes
         if not 0 < message.batch_bytes <= room or message.samples < 0:
             return False
-        if any(report.index is None for report in reports):
-            return False  # a bad sample has a number
+        if not all(_is_of_batch(report, self._table.state.layout) for report in reports):
+            return False
         if message.is_last and assignment.input is None:
             return False  # the plan says how long an epoch is
         ready = ReadyBatch(
@@ -103,6 +104,8 @@ class MessageHandler:
             is_last=bool(message.is_last), overflow=overflow,
         )  # fmt: skip
         replay = Replay(message.elements, message.checksum) if assignment.input is not None else None
+        if replay is not None and not scheduler.continues(assignment, replay, message.samples):
+            return False  # after the worker's death, elements would be skipped or come twice
         scheduler.made(assignment, ready, replay=replay, is_last=ready.is_last)
         self._table.counters.made(events.batch_made(entry.handle.index, assignment, message, scheduler.slots))
         return True
@@ -114,6 +117,12 @@ class MessageHandler:
             if report.group in ("crash", "stall") and report.index is not None else report
             for report in reports
         ]  # fmt: skip
+
+
+def _is_of_batch(report: SampleReport, layout: BatchLayout | None) -> bool:
+    """Whether a report can be of a sample of a batch: it has a number, and an offset in the batch."""
+    is_inside = report.offset is None or (layout is not None and 0 <= report.offset < layout.capacity)
+    return report.index is not None and is_inside
 
 
 def _report_bytes(message: messages.Made | messages.Failed, slots: Slots, overflow: Array | None) -> bytes:
@@ -128,7 +137,7 @@ def _report_bytes(message: messages.Made | messages.Failed, slots: Slots, overfl
 def _read_reports(data: bytes) -> list[SampleReport]:
     try:
         return sample_report.decode(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise messages.ProtocolError(f"a report that cannot be read: {error}") from error
 
 

@@ -160,6 +160,7 @@ class Pool:
             ResourceError: the memory is not granted; nothing has changed.
             LoaderError: the pool is closed or has failed.
         """
+        self.check_process()
         with self._state.lock:
             scheduler = self._open_scheduler()
             self._arena.add_slots(count, self._batch_bytes)
@@ -173,6 +174,7 @@ class Pool:
             ResourceError: the memory or the descriptors are not granted; nothing has changed.
             LoaderError: the pool is closed or has failed.
         """
+        self.check_process()
         check_descriptors(count)
         with self._state.lock:
             self._state.check()
@@ -200,6 +202,7 @@ class Pool:
             ResourceError: the memory is not granted.
             LoaderError: the pool is closed or has failed.
         """
+        self.check_process()
         with self._state.lock:
             self._open_scheduler()  # an open pool has its job's file
             job_fd = os.dup(self._job_fd)

@@ -11,9 +11,11 @@ from mploader.engine.ipc.sample_report import SampleReport
 from mploader.errors import LoaderError
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class ReadyBatch:
     """What became of a task. The scheduler keeps it with the task until a consumer takes the batch.
+
+    Not frozen, as one is made for each batch and completed when it is handed over: whoever holds it last owns it.
 
     Attributes:
         samples: samples in the batch.

@@ -90,7 +90,7 @@ class Supervisor:
             self._table.flush()
 
     def _loop(self) -> None:
-        seen_s = time.monotonic()
+        seen_s, watched_s = time.monotonic(), 0.0
         while not self._state.is_stopping:
             self._start_missing()
             self._assign_work()
@@ -100,7 +100,9 @@ class Supervisor:
             self._table.flush()
             before_s, seen_s = seen_s, time.monotonic()
             self._failures.pass_over(seen_s - before_s - TICK_S)
-            self._failures.watch(seen_s)
+            if seen_s - watched_s > TICK_S / 10:  # not for every batch: its deadlines are as long as a tick or longer
+                self._failures.watch(seen_s)
+                watched_s = seen_s
 
     def _close_shared(self) -> None:
         with self._state.lock:  # no consumer may be using what is closed here
@@ -150,9 +152,9 @@ class Supervisor:
         )
         self._next_number += 1
         self._starts[index] = starts
+        self._table.entries[handle.number] = WorkerEntry(handle)  # first: the end of the pool ends it from now on
         if starts > 1:
             self._table.counters.restarted(WorkerRestarted(worker=index, at_ns=time.monotonic_ns()))
-        self._table.entries[handle.number] = WorkerEntry(handle)
         for fd in (handle.message_fd, handle.exit_fd, handle.output_fd):
             self._epoll.register(fd, select.EPOLLIN)
         with self._state.lock:
@@ -200,7 +202,7 @@ class Supervisor:
         if ready is None:
             return  # it is not wanted any more
         if ready.overflow is None:  # otherwise the batch was never in the slot
-            ready = dataclasses.replace(ready, overflow=self._arena.copy(assignment.slot, ready.size))
+            ready.overflow = self._arena.copy(assignment.slot, ready.size)
         with self._state.lock:
             scheduler.moved_out(task, ready)
             self._state.changed.notify_all()

@@ -196,3 +196,13 @@ def test_a_worker_that_hangs_elsewhere_is_replaced(hang: None) -> None:
     with use_launcher(launcher):
         assert read(transform=ByName(), stall_timeout=0.3) == plain
     assert len(launcher.launched) > 3
+
+
+def more_elements(worker: RelayedWorker, message: messages.Made) -> messages.Made:
+    return dataclasses.replace(message, elements=message.elements + 1) if lies(worker) else message
+
+
+def test_a_worker_that_miscounts_the_elements_of_a_generator_is_replaced() -> None:
+    launcher = RelayedLauncher(Faults(lie=more_elements))
+    assert blocks(launcher) == blocks(None)
+    assert len(launcher.launched) > 2
