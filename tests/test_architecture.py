@@ -113,6 +113,24 @@ def test_each_of_these_is_imported_in_one_place_only() -> None:
     assert not wrong
 
 
+def test_each_of_these_is_called_in_one_place_only() -> None:
+    places = {
+        "os.memfd_create": ["_util.shared_memory"],
+        "mmap.mmap": ["_util.shared_memory"],
+        "subprocess.Popen": ["cli.decoder_limit", "engine.supervisor.worker_process"],
+    }
+    found = {
+        call: sorted(
+            name
+            for name, path in MODULES.items()
+            if any(isinstance(node, ast.Call) and ast.unparse(node.func) == call
+                   for node in ast.walk(ast.parse(path.read_text())))
+        )
+        for call in places
+    }  # fmt: skip
+    assert found == places
+
+
 def test_nothing_imports_the_testing_tools() -> None:
     importers = {name for name, path in MODULES.items() for other in imports(path) if other.startswith("testing")}
     assert all(name.startswith("testing") for name in importers)

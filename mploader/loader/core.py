@@ -12,6 +12,8 @@ Locks, in the order in which a thread may take them (one that holds a lock takes
 
 The first three are reentrant: a signal handler or a finalizer may call the loader while its thread holds them. User
 code (``begin_epoch``, ``end_epoch``, the source, the transform) is called without any of them.
+
+It is longer than 300 lines: what takes the first two of these locks stands together.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ The consumer's time comes first. A consumer that hardly waits is the bottleneck 
 decides: workers that are always busy are the bottleneck, and their stages and processor time say why; workers that idle
 while the consumer waits lack slots, or keep being lost, or the trainer's process cannot hand over their batches fast
 enough.
+
+It is longer than 300 lines: half of them are the texts that say what to change, each beside its rule.
 """
 
 from __future__ import annotations

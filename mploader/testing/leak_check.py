@@ -110,7 +110,7 @@ def _processes(token: str | None) -> tuple[dict[int, str], set[int]]:
     for process in {*descendants, *with_token} - {own}:
         with contextlib.suppress(psutil.NoSuchProcess):
             if process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
-                alive[process.pid] = " ".join(process.cmdline())[:500]
+                alive[process.pid] = " ".join(process.cmdline())
             elif process.ppid() == own.pid:
                 zombies.add(process.pid)
     return alive, zombies

@@ -62,6 +62,7 @@ def test_an_error_in_the_supervisor_thread_reaches_the_consumer(monkeypatch: pyt
             raise RuntimeError("a fault of mploader itself")
 
         monkeypatch.setattr(failure_handler.FailureHandler, "watch", fail)
+        loader._core.pool._thread.join()  # it looks at its workers now and then, not between any two batches
         with pytest.raises(mploader.WorkerError, match=r"(?s)please report this.*a fault of mploader itself"):
             read(run)
         with pytest.raises(mploader.WorkerError, match="please report this"):

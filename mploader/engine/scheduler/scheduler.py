@@ -23,6 +23,8 @@ Guarantees, each searched exhaustively in small worlds by ``tests/engine/schedul
   their slots become free when their workers have answered.
 * No generator begins behind the batch of another while a worker may become free: it goes to a worker that has nothing
   in hand. While one is waited for, workers get no second assignment, so that the first to finish takes it.
+
+It is longer than 300 lines: the moves of one state machine are proved together, and are read together.
 """
 
 from __future__ import annotations

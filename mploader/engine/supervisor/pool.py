@@ -1,4 +1,7 @@
-"""A set of workers with their slots, as the loader uses it."""
+"""A set of workers with their slots, as the loader uses it.
+
+It is longer than 300 lines: every consumer's call passes here, and one file shows which of them take the lock.
+"""
 
 from __future__ import annotations
 

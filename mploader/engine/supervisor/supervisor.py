@@ -10,6 +10,8 @@ ends.
 A worker may die, hang or send garbage at any moment. Whatever it is, the answer is the same: the worker is
 killed; when it is dead for certain, its channel is drained, what it had committed counts, and the rest of its
 assignments goes to others.
+
+It is longer than 300 lines: one thread, from its first worker to its last, stands in one place.
 """
 
 from __future__ import annotations
